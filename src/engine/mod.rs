@@ -1,0 +1,154 @@
+//! The systems that pitr captures from and restores into, one folder each.
+//!
+//! An engine yields [`Captured`] values and takes [`Piece`]s. It knows no segment, store or
+//! catalog: a new system is one new folder, and one new arm in [`open_source`] and
+//! [`open_target`].
+//!
+//! **Invariant:** an engine never hands over a byte that it has not received, and never skips
+//! one: what it cannot connect to the position asked for is [`Continuity::Broken`].
+//!
+//! [`Continuity::Broken`]: crate::record::Continuity::Broken
+
+mod endpoint;
+mod tls;
+pub mod mysql;
+pub mod redis;
+
+pub use endpoint::{Endpoint, Secret, TlsMode, TlsOptions};
+
+use crate::clock::Timestamp;
+use crate::error::Result;
+use crate::manifest::{BaselineMeta, EngineKind};
+use crate::position::Position;
+use crate::record::{Applied, BaselineTaken, Captured, Cut, OpenLog, Piece, Server};
+use bytes::Bytes;
+use std::fmt;
+use std::future::Future;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+
+/// Work that an engine does, to be awaited.
+pub type Work<'a, T> = Pin<Box<dyn Future<Output = Result<T>> + Send + 'a>>;
+
+/// A system that is captured from.
+pub trait Source: Send + Sync + fmt::Debug {
+    /// Connects once and hands over what the source streams, beginning at `resume` (or where the
+    /// engine's rules say that a first capture begins). Returns when the connection ends, always
+    /// with the reason as an error; the caller reconnects. Ends quietly with `Ok` only when `out`
+    /// was closed.
+    ///
+    /// `durable` is the place up to which everything is on disk; the engine acknowledges that,
+    /// and nothing else, to the source. Back-pressure is `out` being full.
+    fn tail(
+        &self,
+        resume: Option<Position>,
+        out: mpsc::Sender<Captured>,
+        durable: watch::Receiver<Option<Position>>,
+    ) -> Work<'_, ()>;
+
+    /// Takes a full copy beside the running tail and streams it into `out`.
+    fn baseline(&self, out: mpsc::Sender<Bytes>) -> Work<'_, BaselineTaken>;
+
+    /// Walks an archived stream, which begins at `from`, up to the byte at `offset` of the log
+    /// `from.log`, and says what stands there.
+    ///
+    /// # Errors
+    /// Corrupt, if the stream ends before `offset`, or `offset` lies within a record.
+    fn locate(
+        &self,
+        from: Position,
+        pieces: mpsc::Receiver<Result<Piece>>,
+        offset: u64,
+    ) -> Work<'_, Located>;
+}
+
+/// What [`Source::locate`] found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Located {
+    /// The place, with everything that a reader has to know to begin there.
+    pub position: Position,
+    /// The largest commit time among the records walked over, as far as the stream itself has it.
+    pub last_at: Option<Timestamp>,
+}
+
+/// A system that is restored into. The calls come in the order in which they stand here.
+pub trait Target: Send + fmt::Debug {
+    /// Looks at the target without changing anything, and says which server it is.
+    ///
+    /// # Errors
+    /// Refused, if it is not empty, too old for what will be applied, or not fit otherwise.
+    /// Unavailable, if it cannot be reached or a tool is missing.
+    fn preflight<'a>(&'a mut self, needs: &'a Needs) -> Work<'a, Server>;
+
+    /// Loads a baseline: the bytes as [`Source::baseline`] gave them.
+    fn load<'a>(
+        &'a mut self,
+        baseline: &'a BaselineMeta,
+        pieces: mpsc::Receiver<Result<Bytes>>,
+    ) -> Work<'a, ()>;
+
+    /// Applies the log behind the baseline up to the cut, and waits until all of it is applied.
+    fn replay<'a>(
+        &'a mut self,
+        baseline: &'a BaselineMeta,
+        log: OpenLog,
+        cut: &'a Cut,
+    ) -> Work<'a, Applied>;
+
+    /// Makes the target a server of its own again, and checks that it holds what was applied.
+    /// Says in a sentence what the check was.
+    ///
+    /// # Errors
+    /// Finding, if the check failed.
+    fn finish<'a>(&'a mut self, applied: &'a Applied) -> Work<'a, String>;
+}
+
+/// What a target has to be able to take.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Needs {
+    /// The version of the server that the baseline and the log come from, the newest of them.
+    pub version: String,
+    /// `server_id`s in the archive, which the target must not have itself.
+    pub origins: Vec<u32>,
+    /// Identities of all servers that were ever captured: never a target.
+    pub sources: Vec<String>,
+}
+
+/// Everything that an engine has to know to capture.
+#[derive(Debug, Clone)]
+pub struct SourceOptions {
+    /// Name of the source, for messages.
+    pub name: String,
+    /// Kind of system.
+    pub engine: EngineKind,
+    /// Where it is.
+    pub endpoint: Endpoint,
+    /// How often the clock of a Redis source is sampled.
+    pub sample_every: Duration,
+    /// The program that dumps a MySQL source; found on PATH by default.
+    pub dump_command: Option<String>,
+}
+
+/// Where a restore goes.
+#[derive(Debug, Clone)]
+pub enum Destination {
+    /// A running, empty server.
+    Running(Endpoint),
+    /// A fresh folder, made ready to start.
+    Folder(PathBuf),
+}
+
+/// Everything that an engine has to know to restore.
+#[derive(Debug, Clone)]
+pub struct TargetOptions {
+    /// Name of the source that is restored, for messages.
+    pub name: String,
+    /// Kind of system.
+    pub engine: EngineKind,
+    /// Where to.
+    pub destination: Destination,
+    /// The address on which pitr serves the log; loopback by default.
+    pub listen: Option<std::net::SocketAddr>,
+}

@@ -1,0 +1,260 @@
+//! What is known about stored bytes: segments, blocks, baselines, gaps. Values only.
+//!
+//! The same values stand in a segment's header and footer, beside a baseline as JSON, in the
+//! catalog's rows and in the planner's arguments. `docs/SEGMENT_FORMAT.md` describes their form
+//! on disk.
+
+use crate::clock::Timestamp;
+use crate::position::Position;
+use crate::record::{Server, TimeSource};
+use serde::{Deserialize, Serialize};
+
+/// The version of the archive's layout and of the segment format that this program writes.
+pub const FORMAT: u32 = 1;
+
+/// A kind of system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EngineKind {
+    /// MySQL, MariaDB included.
+    Mysql,
+    /// Redis, Valkey included.
+    Redis,
+}
+
+impl EngineKind {
+    /// The word used in configuration, names and JSON.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Mysql => "mysql",
+            Self::Redis => "redis",
+        }
+    }
+}
+
+/// `archive.json`: what makes a folder an archive.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ArchiveMeta {
+    /// [`FORMAT`] of the program that created it.
+    pub format: u32,
+    /// A random UUID; every segment and baseline names it.
+    pub archive: String,
+    /// When it was created.
+    pub created: Timestamp,
+}
+
+/// The history of a source does not go on from what stands before.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Break {
+    /// Nothing is missing up to here; `None` if nothing was archived before.
+    pub after: Option<Timestamp>,
+    /// A sentence for the operator.
+    pub reason: String,
+}
+
+/// The head of a segment: written before its first byte.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SegmentHeader {
+    /// [`FORMAT`].
+    pub format: u32,
+    /// Id of the archive.
+    pub archive: String,
+    /// Name of the source.
+    pub source: String,
+    /// Kind of the source.
+    pub engine: EngineKind,
+    /// The server that the bytes came from.
+    pub server: Server,
+    /// Timeline, from 1.
+    pub timeline: u32,
+    /// Number within the timeline, from 1, without holes.
+    pub number: u64,
+    /// Where the first byte stands.
+    pub start: Position,
+    /// When it was opened, by pitr's clock. Decides the hour that it is counted in.
+    pub opened_at: Timestamp,
+    /// How far the source's clock was ahead of pitr's when it was opened, in µs.
+    pub skew_micros: i64,
+    /// BLAKE3 digest (hex) of the segment before it in the timeline; `None` for number 1.
+    pub previous: Option<String>,
+    /// Set if what stands before is not continued: always for the first segment of a second or
+    /// later timeline.
+    #[serde(default, rename = "break", skip_serializing_if = "Option::is_none")]
+    pub broken: Option<Break>,
+}
+
+/// One block: a compressed, checksummed, indexed piece of a segment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BlockMeta {
+    /// Where in the segment file the block's head begins.
+    pub file_offset: u64,
+    /// Length of the block's head and its zstd frame together.
+    pub stored_len: u64,
+    /// Length of its bytes uncompressed.
+    pub raw_len: u64,
+    /// Offset of its first byte in the log.
+    pub start: u64,
+    /// Where the last whole record in it ends; `None` if it is all inside one record.
+    pub whole_until: Option<u64>,
+    /// How many records end in it.
+    pub records: u32,
+    /// Smallest commit time among them.
+    pub first_at: Option<Timestamp>,
+    /// Largest commit time among them.
+    pub last_at: Option<Timestamp>,
+    /// How the commit times came about.
+    pub time: TimeSource,
+    /// The latest of its marks: everything committed until then lies before the block's end.
+    pub known_until: Option<Timestamp>,
+}
+
+impl BlockMeta {
+    /// Offset in the log after its last byte.
+    pub fn end(&self) -> u64 {
+        self.start + self.raw_len
+    }
+}
+
+/// What a whole segment amounts to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Totals {
+    /// Where its last whole record ends, with what a reader has to know to go on from there.
+    pub end: Position,
+    /// Number of blocks.
+    pub blocks: u64,
+    /// Records that end in it.
+    pub records: u64,
+    /// Bytes uncompressed.
+    pub bytes_raw: u64,
+    /// Smallest commit time in it.
+    pub first_at: Option<Timestamp>,
+    /// Largest commit time in it.
+    pub last_at: Option<Timestamp>,
+    /// Nothing committed until then is missing: the larger of `last_at` and its latest mark.
+    pub known_until: Option<Timestamp>,
+    /// `server_id`s that its events carry, sorted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub origins: Vec<u32>,
+}
+
+/// A segment, as the catalog and the planner know it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SegmentMeta {
+    /// Its header.
+    pub header: SegmentHeader,
+    /// Its totals.
+    pub totals: Totals,
+    /// Size of its file.
+    pub bytes_stored: u64,
+    /// BLAKE3 digest (hex); empty while it is open.
+    pub digest: String,
+    /// Whether it has its footer. An open segment is still being written, or was torn by a crash.
+    pub sealed: bool,
+}
+
+/// A baseline: the JSON beside its file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BaselineMeta {
+    /// [`FORMAT`].
+    pub format: u32,
+    /// Id of the archive.
+    pub archive: String,
+    /// Name of the source.
+    pub source: String,
+    /// Kind of the source.
+    pub engine: EngineKind,
+    /// The server that it was taken from.
+    pub server: Server,
+    /// Timeline that its position is in.
+    pub timeline: u32,
+    /// File name, such as `base-20240501T030000Z.sql.zst`.
+    pub name: String,
+    /// It holds exactly what was committed before this place.
+    pub position: Position,
+    /// The earliest instant that it can serve: not before the last record in it.
+    pub at: Timestamp,
+    /// When it was begun, by pitr's clock.
+    pub begun_at: Timestamp,
+    /// When it was complete.
+    pub finished_at: Timestamp,
+    /// Bytes uncompressed.
+    pub bytes_raw: u64,
+    /// Size of its file.
+    pub bytes_stored: u64,
+    /// BLAKE3 digest (hex) of its file.
+    pub digest: String,
+}
+
+/// A hole in what can be restored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gap {
+    /// Timeline that begins, or goes on, behind it.
+    pub timeline: u32,
+    /// Number of the segment behind it.
+    pub segment: u64,
+    /// Nothing is missing up to here; `None` if unknown.
+    pub after: Option<Timestamp>,
+    /// Capture goes on from here; `None` until the first commit or mark behind it.
+    pub before: Option<Timestamp>,
+    /// A sentence for the operator.
+    pub reason: String,
+}
+
+/// Names of objects within an archive. `/` separates folders on every store.
+pub mod names {
+    use crate::clock::Timestamp;
+
+    /// The file that makes a folder an archive.
+    pub const ARCHIVE: &str = "archive.json";
+    /// The catalog, local only.
+    pub const CATALOG: &str = "catalog.sqlite";
+    /// The lock of the writing process, local only.
+    pub const LOCK: &str = "pitr.lock";
+    /// The running daemon's socket, local only.
+    pub const SOCKET: &str = "pitr.sock";
+
+    /// Folder of one timeline.
+    pub fn timeline(source: &str, timeline: u32) -> String {
+        format!("{source}/t{timeline:04}")
+    }
+
+    /// A sealed segment.
+    pub fn segment(source: &str, timeline: u32, number: u64) -> String {
+        format!("{source}/t{timeline:04}/seg-{number:020}.zst")
+    }
+
+    /// A segment that is still being written, or was torn by a crash.
+    pub fn open_segment(source: &str, timeline: u32, number: u64) -> String {
+        format!("{source}/t{timeline:04}/seg-{number:020}.open")
+    }
+
+    /// A baseline. `kind` is `sql` or `rdb`.
+    pub fn baseline(begun_at: Timestamp, kind: &str) -> String {
+        format!("base-{}.{kind}.zst", begun_at.compact())
+    }
+
+    /// Timeline and number of a segment's name, and whether it is sealed.
+    pub fn parse_segment(name: &str) -> Option<(u32, u64, bool)> {
+        let mut parts = name.rsplit('/');
+        let file = parts.next()?.strip_prefix("seg-")?;
+        let timeline = parts.next()?.strip_prefix('t')?.parse().ok()?;
+        let (number, sealed) = match file.strip_suffix(".zst") {
+            Some(number) => (number, true),
+            None => (file.strip_suffix(".open")?, false),
+        };
+        Some((timeline, number.parse().ok()?, sealed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn segment_names_parse_back() {
+        assert_eq!(names::parse_segment(&names::segment("a-b", 3, 42)), Some((3, 42, true)));
+        assert_eq!(names::parse_segment(&names::open_segment("x", 1, 7)), Some((1, 7, false)));
+        assert_eq!(names::parse_segment("x/t0001/base-20240501T030000Z.sql.zst"), None);
+        assert_eq!(names::parse_segment("x/t0001/seg-x.zst"), None);
+    }
+}

@@ -1,0 +1,198 @@
+//! What an engine yields while it captures, and takes while it restores.
+//!
+//! A record (a transaction, a Redis command or MULTI…EXEC) may be larger than memory, so records
+//! never travel as values of their own. Bytes travel in chunks that may begin and end anywhere;
+//! each chunk says which records end in it and where its last whole record ends.
+//!
+//! **Invariant:** the chunks between two [`Captured::Log`] are consecutive: each begins at the
+//! offset at which the one before ended.
+
+use crate::clock::Timestamp;
+use crate::error::Result;
+use crate::position::Position;
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+use tokio::sync::mpsc;
+
+/// The raw length, in bytes, at which an engine hands a chunk over without waiting for more.
+pub const CHUNK_BYTES: usize = 1 << 20;
+
+/// "Everything committed at or before `at` lies before `offset`."
+///
+/// Within a log, marks grow in both values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mark {
+    /// Offset in the log.
+    pub offset: u64,
+    /// The source's own clock.
+    pub at: Timestamp,
+}
+
+/// How the commit times of a chunk came about.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TimeSource {
+    /// The commit timestamp that the source wrote into the record (MySQL 8.0 and newer), in µs.
+    #[default]
+    Commit,
+    /// The event header of the record's end, in seconds.
+    Header,
+    /// `(clock, offset)` samples taken from the source: see [`Mark`].
+    Sampled,
+}
+
+/// Consecutive bytes of one log.
+#[derive(Debug, Clone, Default)]
+pub struct Chunk {
+    /// Offset of the first byte in the log.
+    pub start: u64,
+    /// The bytes, exactly as the source has them. May be empty when only a mark is to be kept.
+    pub bytes: Vec<u8>,
+    /// How many records end in these bytes.
+    pub records: u32,
+    /// Where the last whole record in these bytes ends; `None` if they are all inside one record.
+    /// Logs may be cut into segments here.
+    pub whole: Option<Position>,
+    /// Smallest commit time among the records that end here.
+    pub first_at: Option<Timestamp>,
+    /// Largest commit time among the records that end here.
+    pub last_at: Option<Timestamp>,
+    /// How the commit times came about.
+    pub time: TimeSource,
+    /// Clock samples that fall into these bytes, in order; offsets within `start..=end`.
+    pub marks: Vec<Mark>,
+    /// `server_id`s first seen in these bytes since the log was opened, as the events carry them.
+    pub origins: Vec<u32>,
+}
+
+impl Chunk {
+    /// Offset after the last byte.
+    pub fn end(&self) -> u64 {
+        self.start + self.bytes.len() as u64
+    }
+}
+
+/// Which server a stream comes from.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Server {
+    /// As the server announces it, such as `9.7.4` or `10.11.19-MariaDB-log`.
+    pub version: String,
+    /// What makes it this server: `server_uuid` of MySQL, run id of Redis.
+    pub identity: String,
+}
+
+/// How a stream that was just opened relates to what the archive has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Continuity {
+    /// It goes on at exactly the position asked for, proved by the engine's own arithmetic.
+    Continues,
+    /// Nothing was asked for: this is the first stream of the source.
+    Begins,
+    /// What was archived is not in this source's history, or what lies between is lost. The
+    /// reason is a sentence for the operator.
+    Broken(String),
+}
+
+/// What an engine yields while it captures.
+#[derive(Debug)]
+pub enum Captured {
+    /// Connected: the next chunk begins at `at`. Comes first after every connect.
+    Opened {
+        /// The server on the other side.
+        server: Server,
+        /// Where the stream begins.
+        at: Position,
+        /// Whether this goes on from the position asked for.
+        continuity: Continuity,
+        /// How far the source's clock is ahead of this host's, in µs; negative if it is behind.
+        skew_micros: i64,
+    },
+    /// The stream goes on in another log (a new binlog file, a new replication id), in
+    /// unbroken order.
+    Log(Position),
+    /// Bytes of the current log.
+    Chunk(Chunk),
+    /// Nothing new up to this mark, which lies at the end of what was handed over before.
+    Alive(Mark),
+    /// A full copy that the source sent by itself (a Redis full resync), at the position at
+    /// which the next `Opened` begins.
+    Baseline {
+        /// What and where it is.
+        taken: BaselineTaken,
+        /// The bytes; ends with `Ok` pieces, or with the error that makes the copy unusable.
+        pieces: mpsc::Receiver<Result<Bytes>>,
+    },
+}
+
+/// What is known about a full copy besides its bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BaselineTaken {
+    /// The copy holds exactly what was committed before this place. `gtids` is left empty: it is
+    /// derived from the archive's own stream.
+    pub position: Position,
+    /// An instant of the source's clock at which the copy's state was current: not before the
+    /// last record that is in it.
+    pub at: Timestamp,
+    /// The server it was taken from.
+    pub server: Server,
+    /// What the file is, as the end of its name: `sql`, `rdb`.
+    pub kind: &'static str,
+}
+
+/// A piece of an archived stream on its way back into a server.
+#[derive(Debug, Clone)]
+pub enum Piece {
+    /// The next bytes are of this log, from this position on.
+    Log {
+        /// Where the next bytes stand.
+        at: Position,
+        /// The first bytes of the log (up to [`LOG_HEAD_BYTES`]), for engines that need its head
+        /// (a binlog's format description) although the replay begins further on.
+        head: Bytes,
+    },
+    /// Consecutive bytes of the log.
+    Bytes(Bytes),
+}
+
+/// How many first bytes of a log come with [`Piece::Log`], at most.
+pub const LOG_HEAD_BYTES: usize = 1 << 20;
+
+/// Reads an archived stream from the beginning of a plan; may be called again to read it again.
+/// The pieces end when the archive does; an error among them ends the replay with it.
+pub type OpenLog = Arc<dyn Fn() -> mpsc::Receiver<Result<Piece>> + Send + Sync>;
+
+/// Where a replay stops. Records are never cut.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Cut {
+    /// Before the first record, in log order, that was committed later than this.
+    After(Timestamp),
+    /// At this place: everything before it is in.
+    At(Position),
+}
+
+/// A place in the stream that a receipt names.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Landing {
+    /// As the engine names it: a GTID, `file:offset`, `replid:offset`.
+    pub position: String,
+    /// Its commit time, as far as known.
+    pub at: Option<Timestamp>,
+}
+
+/// What a replay did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// Records sent and applied.
+    pub records: u64,
+    /// Raw bytes of the stream sent.
+    pub bytes: u64,
+    /// First record applied.
+    pub first: Option<Landing>,
+    /// Last record applied.
+    pub last: Option<Landing>,
+    /// First record left out; `None` if the archive ends before it.
+    pub first_left_out: Option<Landing>,
+    /// Everything executed at the end, for engines with GTIDs.
+    pub gtids: String,
+}

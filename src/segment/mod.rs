@@ -1,0 +1,1 @@
+//! Segments: immutable files of consecutive bytes of one source.
