@@ -1,1 +1,11 @@
-//! MySQL.
+//! MySQL: a replica while it captures, a source while it restores.
+//!
+//! The words of the log ([`event`], [`gtid`]) come first, then the wire,
+//! and on top of them capture and the way back. SQL that is no part of replication
+//! goes over `mysql_async`.
+//!
+//! **Invariant:** bytes of the binlog are never changed on the way into the archive: what is
+//! parsed is parsed beside them.
+
+mod event;
+mod gtid;
