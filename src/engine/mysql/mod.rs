@@ -9,3 +9,4 @@
 
 mod event;
 mod gtid;
+mod packet;
