@@ -7,6 +7,7 @@
 //! **Invariant:** bytes of the binlog are never changed on the way into the archive: what is
 //! parsed is parsed beside them.
 
+mod auth;
 mod event;
 mod gtid;
 mod packet;
