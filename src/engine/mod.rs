@@ -10,6 +10,7 @@
 //! [`Continuity::Broken`]: crate::record::Continuity::Broken
 
 mod endpoint;
+pub mod digest;
 mod tls;
 pub mod mysql;
 pub mod redis;

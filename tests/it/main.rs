@@ -16,5 +16,6 @@
     reason = "a test fails by panicking and reports by printing; .clippy.toml knows only #[test]"
 )]
 
+mod digest;
 mod servers;
 mod support;

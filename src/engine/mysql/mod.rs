@@ -8,6 +8,7 @@
 //! parsed is parsed beside them.
 
 mod auth;
+pub mod digest;
 mod event;
 mod gtid;
 mod packet;

@@ -3,7 +3,7 @@
 use super::process::{self, Process};
 use super::{SERVER_DEADLINE, eventually};
 use redis::aio::MultiplexedConnection;
-use redis::{Client, FromRedisValue};
+use redis::{AsyncConnectionConfig, Client, FromRedisValue};
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus};
 use tempfile::TempDir;
@@ -98,7 +98,9 @@ impl RedisServer {
     /// A connection of its own to a database.
     pub(crate) async fn conn_to(&self, database: u32) -> MultiplexedConnection {
         let client = Client::open(format!("{}/{database}", self.url())).unwrap();
-        client.get_multiplexed_async_connection().await.unwrap()
+        // The client's own limit of 500 ms is too short for large values on a busy machine.
+        let config = AsyncConnectionConfig::new().set_response_timeout(Some(SERVER_DEADLINE));
+        client.get_multiplexed_async_connection_with_config(&config).await.unwrap()
     }
 
     /// Runs one command in database 0: `server.cmd::<()>(&["SET", "k", "v"]).await`.
