@@ -38,7 +38,7 @@ const SCHEMA: &str = r"
     CREATE PROCEDURE proc(a INT) SELECT a;
     CREATE FUNCTION func() RETURNS INT DETERMINISTIC RETURN 1;
     CREATE TRIGGER trig BEFORE INSERT ON parent FOR EACH ROW SET NEW.id = NEW.id;
-    CREATE EVENT ev ON SCHEDULE EVERY 1 YEAR DO DELETE FROM keyless";
+    CREATE EVENT ev ON SCHEDULE EVERY 1 YEAR STARTS '2030-01-01' DO DELETE FROM keyless";
 
 const ROW_ONE: &str = r"INSERT INTO shop.kinds
     (id, f, fd, d, dd, n, j, ts, dt, t, y, b, e, s, bl, vb, l1, u8, g, v, hidden) VALUES
