@@ -55,7 +55,14 @@ pub fn create_dir_all(dir: &Path) -> Result<()> {
     if dir.is_dir() {
         return Ok(());
     }
-    std::fs::create_dir_all(dir).unavailable(|| format!("create folder {}", dir.display()))?;
+    // One by one, so that the name of each new folder is synced into the one above it.
+    create_dir_all(parent(dir))?;
+    match std::fs::create_dir(dir) {
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => {
+            return Err(error).unavailable(|| format!("create folder {}", dir.display()));
+        }
+        _ => {}
+    }
     sync_dir(parent(dir))
 }
 
