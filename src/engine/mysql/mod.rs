@@ -10,5 +10,8 @@
 mod auth;
 pub mod digest;
 mod event;
+mod client;
 mod gtid;
 mod packet;
+mod sql;
+mod stream;

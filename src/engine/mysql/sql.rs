@@ -1,0 +1,104 @@
+//! Ordinary SQL to a server, over `mysql_async`, with the endpoint's own TLS settings.
+//!
+//! Never used for what is replicated: only for questions and settings.
+
+use super::auth::ServerError;
+use crate::engine::{Endpoint, TlsMode, TlsOptions};
+use crate::error::{Error, Result};
+use mysql_async::prelude::{FromRow, Queryable};
+use mysql_async::{ClientIdentity, Conn, OptsBuilder, SslOpts};
+use std::path::Path;
+use std::time::Duration;
+
+/// How long a connection, and each question that is answered at once, may take.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Connects and logs in.
+///
+/// # Errors
+/// Unavailable, if the server cannot be reached. Usage, if it does not let us in.
+pub(crate) async fn connect(endpoint: &Endpoint) -> Result<Conn> {
+    let peer = endpoint.to_string();
+    match tokio::time::timeout(ANSWER_TIMEOUT, Conn::new(options(endpoint))).await {
+        Ok(connected) => connected.map_err(|error| failed(&peer, error)),
+        Err(_) => Err(Error::unavailable(format!(
+            "connect to {peer}: no answer in {} s",
+            ANSWER_TIMEOUT.as_secs()
+        ))),
+    }
+}
+
+/// The endpoint as `mysql_async` wants it.
+pub(crate) fn options(endpoint: &Endpoint) -> OptsBuilder {
+    OptsBuilder::default()
+        .ip_or_hostname(endpoint.host.clone())
+        .tcp_port(endpoint.port)
+        .user(Some(endpoint.user.clone()))
+        .pass(Some(endpoint.password.reveal()))
+        // By default it would go over to the socket that a server on this host names.
+        .prefer_socket(false)
+        .tcp_nodelay(true)
+        .stmt_cache_size(0)
+        .ssl_opts(ssl(&endpoint.tls))
+}
+
+fn ssl(tls: &TlsOptions) -> Option<SslOpts> {
+    let verify = match tls.mode {
+        TlsMode::Off => return None,
+        TlsMode::Require => false,
+        TlsMode::Verify => true,
+    };
+    let file = |path: &Path| path.to_owned().into();
+    let mut options = SslOpts::default()
+        .with_danger_accept_invalid_certs(!verify)
+        .with_danger_skip_domain_validation(!verify);
+    if let Some(ca) = &tls.ca {
+        options = options.with_root_certs(vec![file(ca)]).with_disable_built_in_roots(true);
+    }
+    if let (Some(cert), Some(key)) = (&tls.cert, &tls.key) {
+        options = options.with_client_identity(Some(ClientIdentity::new(file(cert), file(key))));
+    }
+    Some(options)
+}
+
+/// What an error of `mysql_async` means for the operator, said of `peer`.
+pub(crate) fn failed(peer: &str, error: mysql_async::Error) -> Error {
+    match error {
+        mysql_async::Error::Server(error) => {
+            ServerError { code: error.code, message: error.message }.for_operator(peer)
+        }
+        error => Error::unavailable(format!("talk to {peer}")).source(error),
+    }
+}
+
+/// The first row of the answer to a question that is answered at once.
+///
+/// # Errors
+/// As the server says; unavailable, if there is no row or no answer in time.
+pub(crate) async fn row<T: FromRow + Send + 'static>(
+    conn: &mut Conn,
+    peer: &str,
+    sql: &str,
+) -> Result<T> {
+    let first = rows::<T>(conn, peer, sql).await?.into_iter().next();
+    first.ok_or_else(|| Error::unavailable(format!("{peer}: no row for {sql}")))
+}
+
+/// All rows of the answer to a question that is answered at once.
+///
+/// # Errors
+/// As the server says; unavailable, if there is no answer in time.
+pub(crate) async fn rows<T: FromRow + Send + 'static>(
+    conn: &mut Conn,
+    peer: &str,
+    sql: &str,
+) -> Result<Vec<T>> {
+    let answer = conn.query_map(sql, mysql_async::from_row_opt::<T>);
+    let rows = match tokio::time::timeout(ANSWER_TIMEOUT, answer).await {
+        Ok(rows) => rows.map_err(|error| failed(peer, error))?,
+        Err(_) => return Err(Error::unavailable(format!("{peer}: no answer in time to {sql}"))),
+    };
+    rows.into_iter()
+        .collect::<Result<_, _>>()
+        .map_err(|_| Error::unavailable(format!("{peer}: an answer of another form to {sql}")))
+}

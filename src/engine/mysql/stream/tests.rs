@@ -1,0 +1,209 @@
+use super::*;
+use crate::engine::mysql::event::{build, renew_crc};
+use proptest::prelude::*;
+
+const UUID: [u8; 16] = [7; 16];
+
+fn head(kind: u8) -> Head {
+    Head { timestamp: 1, kind, server_id: 3, length: 0, log_pos: 0, flags: 0 }
+}
+
+fn format_description(checksum: Checksum) -> Vec<u8> {
+    let mut body = vec![4, 0];
+    body.extend([b'9'; 50]);
+    body.extend([0; 4]);
+    body.push(19);
+    body.extend([0; 42]);
+    body.push(u8::from(checksum == Checksum::Crc32));
+    build(head(kind::FORMAT_DESCRIPTION), &body, Checksum::Crc32)
+}
+
+fn previous_gtids(set: &str, checksum: Checksum) -> Vec<u8> {
+    let mut body = vec![];
+    set.parse::<GtidSet>().unwrap().encode(&mut body);
+    build(head(kind::PREVIOUS_GTIDS), &body, checksum)
+}
+
+/// A transaction of a GTID event and events with bodies of these lengths.
+fn transaction(n: u64, bodies: &[usize], checksum: Checksum) -> Vec<u8> {
+    let mut rest = vec![];
+    for (i, &len) in bodies.iter().enumerate() {
+        let kind = if i == 0 { kind::QUERY } else { kind::WRITE_ROWS };
+        rest.extend(build(head(kind), &vec![i as u8; len], checksum));
+    }
+    let mut body = vec![0];
+    body.extend(UUID);
+    body.extend(n.to_le_bytes());
+    body.push(2);
+    body.extend([0; 16]);
+    body.extend((1000 + n).to_le_bytes().iter().take(7));
+    body.push(0xfe);
+    let gtid_length = HEAD_BYTES + body.len() + 8 + checksum.len();
+    body.extend(((gtid_length + rest.len()) as u64).to_le_bytes());
+    let mut all = build(head(kind::GTID), &body, checksum);
+    assert_eq!(all.len(), gtid_length);
+    all.extend(rest);
+    all
+}
+
+fn uuid() -> uuid::Uuid {
+    uuid::Uuid::from_bytes(UUID)
+}
+
+/// A file behind its magic bytes: transactions 3, 4, … after 1 and 2 were executed before it.
+fn file(transactions: &[Vec<usize>], checksum: Checksum) -> Vec<u8> {
+    let mut log = format_description(checksum);
+    log.extend(previous_gtids(&format!("{}:1-2", uuid()), checksum));
+    for (i, bodies) in transactions.iter().enumerate() {
+        log.extend(transaction(3 + i as u64, bodies, checksum));
+    }
+    log
+}
+
+/// Reads bytes that arrive in pieces; gives what ended, and the track.
+fn read(log: &[u8], piece: usize) -> Result<(Vec<(u64, End)>, Track)> {
+    let mut splitter = Splitter::default();
+    let mut track = Track::new("binlog.000001", 4, None);
+    let mut ends = vec![];
+    for piece in log.chunks(piece) {
+        splitter.push(Bytes::copy_from_slice(piece));
+        while let Some(part) = splitter.next()? {
+            if let Some(end) = track.take(&part)? {
+                ends.push((track.offset, end));
+            }
+        }
+    }
+    if !splitter.is_between_events() {
+        return Err(Error::corrupt("torn"));
+    }
+    Ok((ends, track))
+}
+
+fn records(ends: &[(u64, End)]) -> Vec<(u64, u64)> {
+    let record = |&(at, end): &(u64, End)| match end {
+        End::Record(event) => Some((at, event.gtid.unwrap().n)),
+        _ => None,
+    };
+    ends.iter().filter_map(record).collect()
+}
+
+#[test]
+fn transactions_end_where_they_say() {
+    let log = file(&[vec![20, 30], vec![20]], Checksum::Crc32);
+    let (ends, track) = read(&log, usize::MAX).unwrap();
+    let second = 4 + log.len() as u64;
+    let first = second - transaction(4, &[20], Checksum::Crc32).len() as u64;
+    assert_eq!(records(&ends), [(first, 3), (second, 4)]);
+    assert_eq!((track.offset, track.whole), (second, second));
+    assert!(!track.is_open());
+    assert_eq!(track.gtids.unwrap().to_string(), format!("{}:1-4", uuid()));
+}
+
+#[test]
+fn within_a_transaction_the_whole_stays_behind() {
+    let log = file(&[vec![20, 30], vec![20, 500]], Checksum::None);
+    let (_, done) =
+        read(&log[..log.len() - transaction(4, &[20, 500], Checksum::None).len()], 10).unwrap();
+    let (ends, track) = read(&log[..log.len() - 519], 10).unwrap();
+    assert_eq!(ends.last().unwrap().1, End::Within);
+    assert!(track.is_open());
+    assert_eq!(track.whole, done.whole);
+    assert_eq!(track.gtids, done.gtids);
+}
+
+#[test]
+fn what_does_not_fit_together_is_corrupt() {
+    let c = Checksum::Crc32;
+    let cases = [
+        ("twice", [file(&[vec![9]], c), transaction(3, &[9], c)].concat()),
+        ("within", {
+            // The event that the first transaction promises does not come.
+            let mut cut = [file(&[], c), transaction(3, &[50], c)].concat();
+            cut.truncate(cut.len() - 50 - HEAD_BYTES - 4);
+            cut.extend(transaction(4, &[9], c));
+            cut
+        }),
+        ("beyond", {
+            let mut long = file(&[], c);
+            let promised = transaction(3, &[10], c);
+            long.extend(&promised[..promised.len() - 10 - HEAD_BYTES - 4]);
+            long.extend(build(head(kind::QUERY), &[0; 11], c));
+            long
+        }),
+        ("never came", [file(&[], c), previous_gtids(&format!("{}:1-3", uuid()), c)].concat()),
+        ("lacks", [file(&[vec![9]], c), previous_gtids(&format!("{}:1-2", uuid()), c)].concat()),
+        ("outside", [file(&[], c), build(head(kind::WRITE_ROWS), &[0; 9], c)].concat()),
+    ];
+    for (what, log) in cases {
+        let error = read(&log, 7).map(drop).unwrap_err();
+        assert!(error.to_string().contains(what), "{what}: {error}");
+    }
+}
+
+#[test]
+fn every_flipped_bit_is_noticed() {
+    let log = file(&[vec![20, 30], vec![15]], Checksum::Crc32);
+    for bit in 0..log.len() * 8 {
+        let mut bad = log.clone();
+        bad[bit / 8] ^= 1 << (bit % 8);
+        assert!(read(&bad, 40).is_err(), "bit {} of byte {}", bit % 8, bit / 8);
+    }
+}
+
+#[test]
+fn a_large_event_passes_in_parts() {
+    let log = file(&[vec![20, 1 << 20]], Checksum::Crc32);
+    let (ends, _) = read(&log, 100_000).unwrap();
+    assert_eq!(records(&ends).len(), 1);
+    let mut bad = log;
+    let at = bad.len() - 500_000;
+    bad[at] ^= 1;
+    assert!(read(&bad, 100_000).is_err());
+}
+
+#[test]
+fn a_large_set_is_read_whole() {
+    let many: Vec<String> = (0..20_000).map(|i| (2 * i + 5).to_string()).collect();
+    let text = format!("{}:{}", uuid(), many.join(":"));
+    let mut log = format_description(Checksum::Crc32);
+    log.extend(previous_gtids(&text, Checksum::Crc32));
+    log.extend(transaction(3, &[9], Checksum::Crc32));
+    let (_, track) = read(&log, 10_000).unwrap();
+    assert_eq!(track.gtids.unwrap().count(), 20_001);
+}
+
+proptest! {
+    #[test]
+    fn what_is_read_does_not_depend_on_how_it_arrives(
+        shape in proptest::collection::vec(
+            proptest::collection::vec(0..200_000_usize, 0..3), 0..4),
+        piece in 1..300_000_usize,
+        crc in any::<bool>(),
+    ) {
+        let log = file(&shape, if crc { Checksum::Crc32 } else { Checksum::None });
+        let (all, _) = read(&log, usize::MAX).unwrap();
+        let (ends, track) = read(&log, piece).unwrap();
+        prop_assert_eq!(&ends, &all);
+        prop_assert_eq!(records(&ends).len(), shape.len());
+        prop_assert_eq!(track.offset, 4 + log.len() as u64);
+    }
+
+    #[test]
+    fn arbitrary_bytes_never_panic(
+        mut bytes in proptest::collection::vec(any::<u8>(), 0..400),
+        lengths in proptest::collection::vec(19..60_u8, 0..8),
+        piece in 1..100_usize,
+    ) {
+        // Lengths that make sense lead further in.
+        let mut at = 0;
+        for length in lengths {
+            if let Some(field) = bytes.get_mut(at + 9..at + 13) {
+                field.copy_from_slice(&u32::from(length).to_le_bytes());
+                let end = (at + usize::from(length)).min(bytes.len());
+                renew_crc(&mut bytes[at..end]);
+                at += usize::from(length);
+            }
+        }
+        let _ = read(&bytes, piece);
+    }
+}
