@@ -143,10 +143,10 @@ pub(crate) struct Scanner {
     record_start: u64,
     in_multi: bool,
     record_has_data: bool,
-    /// The database selected by what was scanned, inside of MULTI included.
-    db: u32,
     /// The database selected where the last record ended.
-    db_outside: u32,
+    db: u32,
+    /// The database selected by what was scanned, inside of MULTI included.
+    db_now: u32,
 }
 
 impl Scanner {
@@ -168,7 +168,7 @@ impl Scanner {
             in_multi: false,
             record_has_data: false,
             db,
-            db_outside: db,
+            db_now: db,
         }
     }
 
@@ -211,7 +211,7 @@ impl Scanner {
 
     /// The database selected where the last whole record ended.
     pub(crate) fn db(&self) -> u32 {
-        self.db_outside
+        self.db
     }
 
     /// Scans `bytes` from `*at` on, up to the end of a command, and moves `*at` behind what was
@@ -304,7 +304,7 @@ impl Scanner {
         let kind = self.kind()?;
         // The same as `multi.c` does: MULTI within MULTI and EXEC without one change nothing.
         match kind {
-            Kind::Select(db) => self.db = db,
+            Kind::Select(db) => self.db_now = db,
             Kind::Multi => self.in_multi = true,
             Kind::Exec => self.in_multi = false,
             Kind::Data => self.record_has_data = true,
@@ -312,7 +312,7 @@ impl Scanner {
         }
         let ends_record = !self.in_multi;
         if ends_record {
-            self.db_outside = self.db;
+            self.db = self.db_now;
         }
         Ok(Command {
             start: self.command_start,
@@ -321,7 +321,7 @@ impl Scanner {
             record_start: self.record_start,
             ends_record,
             record_has_data: self.record_has_data,
-            db: self.db,
+            db: self.db_now,
         })
     }
 

@@ -47,8 +47,7 @@ fn a_record_is_a_command_or_a_whole_transaction() {
     let (commands, error) = scan([stream.as_slice()]);
     assert_eq!(error, None);
     let kinds: Vec<_> = commands.iter().map(|c| c.kind).collect();
-    let expected =
-        [Kind::Data, Kind::Multi, Kind::Select(7), Kind::Data, Kind::Exec, Kind::GetAck];
+    let expected = [Kind::Data, Kind::Multi, Kind::Select(7), Kind::Data, Kind::Exec, Kind::GetAck];
     assert_eq!(kinds, expected);
     let ends: Vec<_> = commands.iter().map(|c| c.ends_record).collect();
     assert_eq!(ends, [true, false, false, false, true, true]);
@@ -98,17 +97,17 @@ fn a_name_is_known_before_its_command_is_complete() {
 
 /// Commands with names that matter and arguments that look like heads.
 fn commands() -> impl Strategy<Value = Vec<u8>> {
-    let arg = prop_oneof![
-        Just(b"*1\r\n$4\r\n".to_vec()),
-        proptest::collection::vec(any::<u8>(), 0..50),
-    ];
-    let other = (proptest::collection::vec(any::<u8>(), 0..40), proptest::collection::vec(arg, 0..4))
-        .prop_map(|(name, args)| {
-            // An arbitrary name may happen to be SELECT only by a miracle.
-            let all: Vec<&[u8]> =
-                std::iter::once(name.as_slice()).chain(args.iter().map(Vec::as_slice)).collect();
-            wire(&all)
-        });
+    let arg =
+        prop_oneof![Just(b"*1\r\n$4\r\n".to_vec()), proptest::collection::vec(any::<u8>(), 0..50),];
+    let other =
+        (proptest::collection::vec(any::<u8>(), 0..40), proptest::collection::vec(arg, 0..4))
+            .prop_map(|(name, args)| {
+                // An arbitrary name may happen to be SELECT only by a miracle.
+                let all: Vec<&[u8]> = std::iter::once(name.as_slice())
+                    .chain(args.iter().map(Vec::as_slice))
+                    .collect();
+                wire(&all)
+            });
     let one = prop_oneof![
         other,
         (0u32..99).prop_map(|n| wire(&[b"SELECT", n.to_string().as_bytes()])),

@@ -1,0 +1,182 @@
+//! Ordinary commands to a Redis server, over a connection of their own.
+//!
+//! The `redis` crate speaks; the connection below it is made like all others, so addresses,
+//! accounts and TLS mean the same everywhere.
+
+use super::client::ACL;
+use crate::clock::Timestamp;
+use crate::engine::{Endpoint, tls};
+use crate::error::{Class, Error, Result};
+use crate::record::Server;
+use ::redis::aio::MultiplexedConnection;
+use ::redis::{AsyncConnectionConfig, Cmd, FromRedisValue, RedisConnectionInfo, RedisError};
+use std::collections::HashMap;
+use std::fmt;
+use std::time::Duration;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+/// How long a server may take to answer a command.
+const ANSWER_MAX: Duration = Duration::from_secs(10);
+
+/// How many samples the clock difference is taken from; the one with the shortest way counts.
+const SKEW_SAMPLES: usize = 5;
+
+/// `(server clock, replication offset)`, read at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Sample {
+    /// The server's clock.
+    pub(super) at: Timestamp,
+    /// Bytes of the replication stream that it had executed.
+    pub(super) offset: u64,
+}
+
+/// A connection for ordinary commands.
+pub(super) struct Control {
+    connection: MultiplexedConnection,
+    driver: JoinHandle<()>,
+    address: String,
+}
+
+impl fmt::Debug for Control {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Control").field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
+
+impl Control {
+    pub(super) async fn connect(endpoint: &Endpoint) -> Result<Self> {
+        let address = endpoint.to_string();
+        let stream = tls::connect(endpoint).await?;
+        let mut info = RedisConnectionInfo::default().set_skip_set_lib_name();
+        if !endpoint.user.is_empty() {
+            info = info.set_username(&endpoint.user);
+        }
+        if !endpoint.password.is_empty() || !endpoint.user.is_empty() {
+            info = info.set_password(endpoint.password.reveal());
+        }
+        let config = AsyncConnectionConfig::new().set_response_timeout(Some(ANSWER_MAX));
+        let connect = MultiplexedConnection::new_with_config(&info, stream, config);
+        let (connection, driver) = match tokio::time::timeout(ANSWER_MAX, connect).await {
+            Ok(connected) => connected.map_err(|e| failure(&address, "connecting", e))?,
+            Err(_) => return Err(Error::unavailable(format!("{address} does not answer"))),
+        };
+        Ok(Self { connection, driver: tokio::spawn(driver), address })
+    }
+
+    /// Sends one command.
+    pub(super) async fn ask<T: FromRedisValue>(&mut self, words: &[&str]) -> Result<T> {
+        let mut cmd = Cmd::new();
+        for word in words {
+            cmd.arg(word);
+        }
+        let result = cmd.query_async(&mut self.connection).await;
+        result.map_err(|e| failure(&self.address, &words.join(" "), e))
+    }
+
+    /// The fields of one section of INFO.
+    pub(super) async fn info(&mut self, section: &str) -> Result<HashMap<String, String>> {
+        let text: String = self.ask(&["INFO", section]).await?;
+        let fields = text.lines().filter_map(|line| line.split_once(':'));
+        Ok(fields.map(|(key, value)| (key.to_owned(), value.trim().to_owned())).collect())
+    }
+
+    /// Which server this is.
+    pub(super) async fn server(&mut self) -> Result<Server> {
+        let mut info = self.info("server").await?;
+        let version = match (info.remove("valkey_version"), info.remove("redis_version")) {
+            (Some(valkey), _) => format!("{valkey}-valkey"),
+            (None, Some(redis)) => redis,
+            (None, None) => {
+                return Err(Error::corrupt(format!(
+                    "{} does not say its version in INFO server",
+                    self.address
+                )));
+            }
+        };
+        Ok(Server { version, identity: info.remove("run_id").unwrap_or_default() })
+    }
+
+    /// One setting; `None` if the server does not have it or does not tell.
+    pub(super) async fn setting(&mut self, name: &str) -> Option<String> {
+        let reply: Result<Vec<String>> = self.ask(&["CONFIG", "GET", name]).await;
+        reply.ok()?.into_iter().nth(1)
+    }
+
+    /// The server's clock.
+    pub(super) async fn time(&mut self) -> Result<Timestamp> {
+        let (secs, micros): (i64, i64) = self.ask(&["TIME"]).await?;
+        Ok(timestamp(secs, micros))
+    }
+
+    /// The server's clock and replication offset at one moment; `None` from a replica without
+    /// its master.
+    ///
+    /// One EXEC runs as one: everything that the server executed until `at` lies before
+    /// `offset`, and what it executes later lies behind.
+    pub(super) async fn sample(&mut self) -> Result<Option<Sample>> {
+        let mut pipe = ::redis::pipe();
+        pipe.atomic().cmd("TIME").cmd("ROLE");
+        let reply: Result<((i64, i64), Vec<::redis::Value>), _> =
+            pipe.query_async(&mut self.connection).await;
+        let ((secs, micros), role) = reply.map_err(|e| failure(&self.address, "TIME, ROLE", e))?;
+        // A master answers ["master", offset, replicas], a replica
+        // ["slave", host, port, state, offset].
+        let name: Option<String> =
+            role.first().and_then(|v| FromRedisValue::from_redis_value_ref(v).ok());
+        let at = match name.as_deref() {
+            Some("master") => 1,
+            Some("slave") => 4,
+            _ => return Err(Error::corrupt(format!("{}: ROLE says no role", self.address))),
+        };
+        let offset: Option<i64> =
+            role.get(at).and_then(|v| FromRedisValue::from_redis_value_ref(v).ok());
+        Ok(offset
+            .and_then(|offset| u64::try_from(offset).ok())
+            .map(|offset| Sample { at: timestamp(secs, micros), offset }))
+    }
+
+    /// How far the server's clock is ahead of this host's, in µs.
+    pub(super) async fn skew_micros(&mut self) -> Result<i64> {
+        let mut best: Option<(Duration, i64)> = None;
+        for _ in 0..SKEW_SAMPLES {
+            let (begun, here) = (Instant::now(), Timestamp::now());
+            let there = self.time().await?;
+            let way = begun.elapsed();
+            let middle = here.after(way / 2);
+            if best.is_none_or(|(shortest, _)| way < shortest) {
+                best = Some((way, there.as_micros().saturating_sub(middle.as_micros())));
+            }
+        }
+        Ok(best.map_or(0, |(_, skew)| skew))
+    }
+}
+
+fn timestamp(secs: i64, micros: i64) -> Timestamp {
+    Timestamp::from_secs(secs).shifted(micros)
+}
+
+/// The error for a command that did not work. `what` holds no secret.
+fn failure(address: &str, what: &str, error: RedisError) -> Error {
+    let (class, hint) = match error.code() {
+        Some("NOAUTH" | "WRONGPASS") => {
+            (Class::Usage, Some("check the password file and the user in the url".to_owned()))
+        }
+        Some("NOPERM") => (
+            Class::Usage,
+            Some(format!("give the account what it needs: ACL SETUSER <user> on &* {ACL}")),
+        ),
+        _ => (Class::Unavailable, None),
+    };
+    let failed = Error::new(class, format!("{what} on {address}")).source(error);
+    match hint {
+        Some(hint) => failed.hint(hint),
+        None => failed,
+    }
+}

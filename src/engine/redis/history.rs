@@ -1,0 +1,100 @@
+//! Says why a source could not go on with the stream that the archive has.
+
+use super::control::Control;
+use crate::error::Result;
+use crate::position::Position;
+use std::collections::HashMap;
+
+/// What a source said of its own history before it was asked to go on.
+#[derive(Debug, Clone, Default)]
+pub(super) struct History {
+    replication: HashMap<String, String>,
+    uptime_secs: Option<u64>,
+}
+
+/// Asks the source.
+pub(super) async fn look(control: &mut Control) -> Result<History> {
+    let replication = control.info("replication").await?;
+    let server = control.info("server").await?;
+    let uptime_secs = server.get("uptime_in_seconds").and_then(|secs| secs.parse().ok());
+    Ok(History { replication, uptime_secs })
+}
+
+impl History {
+    /// The sentence for the operator: the archive ends at `asked`, and the source sent everything
+    /// anew as `replid` at `offset`.
+    pub(super) fn broken(&self, asked: &Position, replid: &str, offset: u64) -> String {
+        let field = |name: &str| self.replication.get(name).map_or("", String::as_str);
+        let number = |name: &str| field(name).parse::<u64>().ok();
+        let reached = number("master_repl_offset").unwrap_or(offset);
+        if field("master_replid") == asked.log {
+            if asked.offset > reached {
+                return format!(
+                    "the source is behind the archive: it is at offset {reached} and the archive \
+                     at {} of the same stream, so it lost writes that the archive has",
+                    asked.offset
+                );
+            }
+            return self.overrun(asked, offset);
+        }
+        let second = number("second_repl_offset").unwrap_or(0);
+        if field("master_replid2") == asked.log {
+            if asked.offset >= second {
+                return format!(
+                    "the source was promoted at offset {second} without the writes up to {} that \
+                     the archive has from the former master",
+                    asked.offset
+                );
+            }
+            return self.overrun(asked, offset);
+        }
+        let uptime = match self.uptime_secs {
+            Some(secs) => format!("it started {secs} s ago and "),
+            None => String::new(),
+        };
+        format!(
+            "the source has another history: {uptime}its replication id is {replid} instead of \
+             {}, so it restarted without its history, was replaced, or had no replica for longer \
+             than repl-backlog-ttl",
+            asked.log
+        )
+    }
+
+    /// The bytes between are not in the backlog any more.
+    fn overrun(&self, asked: &Position, offset: u64) -> String {
+        let field = |name: &str| self.replication.get(name).map_or("unknown", String::as_str);
+        format!(
+            "the source's replication backlog of {} bytes no longer reaches back to offset {} (it \
+             began at {}), and everything up to {offset} is lost; raise repl-backlog-size",
+            field("repl_backlog_size"),
+            asked.offset,
+            field("repl_backlog_first_byte_offset"),
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rstest::rstest;
+
+    #[rstest]
+    #[case::behind("a", 500, "is behind the archive: it is at offset 400")]
+    #[case::overrun("a", 100, "no longer reaches back to offset 100 (it began at 300)")]
+    #[case::promoted("b", 250, "was promoted at offset 200 without the writes up to 250")]
+    #[case::promoted_long_ago("b", 150, "no longer reaches back to offset 150")]
+    #[case::other("c", 400, "another history: it started 7 s ago and its replication id is d")]
+    fn every_break_has_its_reason(#[case] log: &str, #[case] offset: u64, #[case] expected: &str) {
+        let replication = [
+            ("master_replid", "a"),
+            ("master_replid2", "b"),
+            ("master_repl_offset", "400"),
+            ("second_repl_offset", "200"),
+            ("repl_backlog_first_byte_offset", "300"),
+        ];
+        let replication = replication.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+        let history = History { replication, uptime_secs: Some(7) };
+        let reason = history.broken(&Position::new(log, offset), "d", 450);
+        assert!(reason.contains(expected), "{reason}");
+    }
+}
