@@ -17,5 +17,6 @@
 )]
 
 mod digest;
+mod redis;
 mod servers;
 mod support;

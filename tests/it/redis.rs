@@ -1,0 +1,6 @@
+//! The Redis engine against real servers: what it captures, and what it gives back.
+//!
+//! Pieces go from a capture straight into a restore here, without an archive between.
+
+mod capture;
+mod harness;

@@ -1,0 +1,210 @@
+//! A capture that runs in the background and keeps everything it was handed.
+
+use crate::support::{RedisServer, eventually};
+use bytes::Bytes;
+use pitr::engine::redis::RedisSource;
+use pitr::engine::{Endpoint, Source, SourceOptions};
+use pitr::error::Error;
+use pitr::manifest::EngineKind;
+use pitr::position::Position;
+use pitr::record::{BaselineTaken, CHUNK_BYTES, Captured, Chunk, Continuity, Mark, Server};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+
+pub(super) const SOON: Duration = Duration::from_secs(20);
+
+/// What was handed over, in order and put together.
+#[derive(Debug, Default)]
+pub(super) struct Kept {
+    pub(super) opened: Vec<(Position, Continuity)>,
+    pub(super) server: Server,
+    pub(super) skew_micros: i64,
+    pub(super) logs: Vec<Position>,
+    pub(super) baselines: Vec<(BaselineTaken, Result<Vec<u8>, String>)>,
+    /// All bytes since the last `Opened`.
+    pub(super) bytes: Vec<u8>,
+    /// Where the last whole record ends.
+    pub(super) whole: Option<Position>,
+    pub(super) records: u64,
+    pub(super) chunks: usize,
+    pub(super) marks: Vec<Mark>,
+    pub(super) alive: usize,
+}
+
+impl Kept {
+    pub(super) fn start(&self) -> &Position {
+        &self.opened.last().expect("the stream was opened").0
+    }
+
+    /// Offset after the last byte.
+    pub(super) fn end(&self) -> u64 {
+        self.start().offset + self.bytes.len() as u64
+    }
+
+    fn mark(&mut self, mark: Mark) {
+        if let Some(last) = self.marks.last() {
+            assert!(last.offset <= mark.offset && last.at <= mark.at, "{last:?} then {mark:?}");
+        }
+        self.marks.push(mark);
+    }
+
+    fn chunk(&mut self, chunk: Chunk) {
+        assert_eq!(chunk.start, self.end(), "chunks follow on each other");
+        assert!(!chunk.bytes.is_empty());
+        assert!(chunk.bytes.len() < 2 * CHUNK_BYTES, "{} bytes at once", chunk.bytes.len());
+        for mark in &chunk.marks {
+            assert!((chunk.start..=chunk.end()).contains(&mark.offset), "{mark:?} in {chunk:?}");
+            self.mark(*mark);
+        }
+        self.bytes.extend_from_slice(&chunk.bytes);
+        self.records += u64::from(chunk.records);
+        self.chunks += 1;
+        self.whole = chunk.whole.or(self.whole.take());
+    }
+}
+
+/// A running capture.
+#[derive(Debug)]
+pub(super) struct Capture {
+    kept: Arc<Mutex<Kept>>,
+    tail: JoinHandle<Result<(), Error>>,
+    consumer: JoinHandle<()>,
+    /// What the capture takes for durable.
+    pub(super) durable: watch::Sender<Option<Position>>,
+}
+
+pub(super) fn endpoint(server: &RedisServer) -> Endpoint {
+    Endpoint::parse(EngineKind::Redis, &server.url()).unwrap()
+}
+
+pub(super) fn source(endpoint: Endpoint) -> RedisSource {
+    RedisSource::new(SourceOptions {
+        name: "shop-redis".into(),
+        engine: EngineKind::Redis,
+        endpoint,
+        sample_every: Duration::from_millis(100),
+        dump_command: None,
+    })
+}
+
+impl Capture {
+    pub(super) fn start(server: &RedisServer, resume: Option<Position>) -> Self {
+        Self::start_at(endpoint(server), resume, |_| {})
+    }
+
+    /// The same, calling `look` with everything before it is kept.
+    pub(super) fn start_at(
+        endpoint: Endpoint,
+        resume: Option<Position>,
+        look: impl Fn(&Captured) + Send + 'static,
+    ) -> Self {
+        let (out, mut captured) = mpsc::channel(8);
+        let (durable, durable_seen) = watch::channel(resume.clone());
+        let tail =
+            tokio::spawn(async move { source(endpoint).tail(resume, out, durable_seen).await });
+        let kept = Arc::new(Mutex::new(Kept::default()));
+        let keeping = Arc::clone(&kept);
+        let consumer = tokio::spawn(async move {
+            while let Some(captured) = captured.recv().await {
+                look(&captured);
+                if let Captured::Baseline { taken, mut pieces } = captured {
+                    let mut bytes = Ok(vec![]);
+                    while let Some(piece) = pieces.recv().await {
+                        bytes = match (bytes, piece) {
+                            (Ok(bytes), Ok(piece)) => Ok([bytes, piece.to_vec()].concat()),
+                            (_, Err(error)) | (Err(error), Ok(_)) => Err(error),
+                        };
+                    }
+                    let bytes = bytes.map_err(|e: Error| e.to_string());
+                    keeping.lock().unwrap().baselines.push((taken, bytes));
+                    continue;
+                }
+                let mut kept = keeping.lock().unwrap();
+                match captured {
+                    Captured::Opened { server, at, continuity, skew_micros } => {
+                        (kept.server, kept.skew_micros) = (server, skew_micros);
+                        kept.opened.push((at, continuity));
+                        kept.bytes.clear();
+                    }
+                    Captured::Log(at) => kept.logs.push(at),
+                    Captured::Chunk(chunk) => kept.chunk(chunk),
+                    Captured::Alive(mark) => {
+                        assert_eq!(mark.offset, kept.end());
+                        kept.alive += 1;
+                        kept.mark(mark);
+                    }
+                    Captured::Baseline { .. } => unreachable!("taken above"),
+                }
+            }
+        });
+        Self { kept, tail, consumer, durable }
+    }
+
+    pub(super) fn kept(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap()
+    }
+
+    /// Waits until the stream was opened.
+    pub(super) async fn opened(&self) -> Position {
+        eventually("the stream is opened", SOON, async || {
+            assert!(!self.tail.is_finished(), "the capture ended");
+            let kept = self.kept();
+            kept.opened.last().map(|(at, _)| at.clone())
+        })
+        .await
+    }
+
+    /// Waits until everything that the server has executed by now was handed over, and says
+    /// where that ends.
+    pub(super) async fn caught_up(&self, server: &RedisServer) -> Position {
+        let role: Vec<redis::Value> = server.cmd(&["ROLE"]).await;
+        let offset: u64 = redis::from_redis_value_ref(&role[1]).unwrap();
+        eventually("the capture has caught up", SOON, async || {
+            let kept = self.kept();
+            kept.whole.clone().filter(|whole| whole.offset >= offset)
+        })
+        .await
+    }
+
+    /// Stops it, as the daemon does, and gives what it kept.
+    pub(super) async fn stop(self) -> Kept {
+        let Self { kept, tail, consumer, durable } = self;
+        consumer.abort();
+        drop(consumer.await);
+        tail.await.unwrap().unwrap();
+        drop(durable);
+        Arc::into_inner(kept).unwrap().into_inner().unwrap()
+    }
+
+    /// Waits until it ends by itself, and gives what it kept and why it ended.
+    pub(super) async fn ended(self) -> (Kept, Error) {
+        let Self { kept, tail, consumer, durable } = self;
+        let error = tokio::time::timeout(SOON, tail).await.unwrap().unwrap().unwrap_err();
+        consumer.await.unwrap();
+        drop(durable);
+        (Arc::into_inner(kept).unwrap().into_inner().unwrap(), error)
+    }
+}
+
+/// Takes a baseline and gives its bytes.
+pub(super) async fn baseline(server: &RedisServer) -> (BaselineTaken, Vec<u8>) {
+    let (out, mut pieces) = mpsc::channel::<Bytes>(4);
+    let collect = tokio::spawn(async move {
+        let mut bytes = vec![];
+        while let Some(piece) = pieces.recv().await {
+            bytes.extend_from_slice(&piece);
+        }
+        bytes
+    });
+    let taken = source(endpoint(server)).baseline(out).await.unwrap();
+    (taken, collect.await.unwrap())
+}
+
+/// A connection without the client's own short timeout.
+pub(super) async fn patient(server: &RedisServer) -> redis::aio::MultiplexedConnection {
+    let client = redis::Client::open(server.url()).unwrap();
+    let config = redis::AsyncConnectionConfig::new().set_response_timeout(None);
+    client.get_multiplexed_async_connection_with_config(&config).await.unwrap()
+}
