@@ -20,7 +20,7 @@ use crate::position::Position;
 use crate::record::{
     BaselineTaken, CHUNK_BYTES, Captured, Chunk, Continuity, Mark, Server, TimeSource,
 };
-use bytes::{Bytes, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,8 +41,8 @@ const ALIVE_EVERY: Duration = Duration::from_millis(500);
 /// How many clock samples may wait for their bytes.
 const SAMPLES_MAX: usize = 4096;
 
-/// How much room a read has at least.
-const READ_BYTES: usize = 64 << 10;
+/// How much is read at once.
+const READ_BYTES: usize = 256 << 10;
 
 /// Pieces of an RDB file that may wait for their consumer.
 const PIECES_WAITING: usize = 4;
@@ -415,9 +415,10 @@ fn empty_chunk(start: u64) -> Chunk {
     Chunk { start, time: TimeSource::Sampled, ..Chunk::default() }
 }
 
+/// Reads behind `bytes`, up to the length of a chunk.
 async fn read_some(reader: &mut ReadHalf<tls::Stream>, bytes: &mut Vec<u8>) -> Result<usize> {
-    if bytes.capacity() - bytes.len() < READ_BYTES {
-        bytes.reserve(READ_BYTES);
-    }
-    reader.read_buf(bytes).await.unavailable(|| "read from the source".into())
+    let room = CHUNK_BYTES.saturating_sub(bytes.len()).clamp(1, READ_BYTES);
+    bytes.reserve(room);
+    let mut limited = bytes.limit(room);
+    reader.read_buf(&mut limited).await.unavailable(|| "read from the source".into())
 }

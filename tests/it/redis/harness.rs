@@ -53,7 +53,7 @@ impl Kept {
     fn chunk(&mut self, chunk: Chunk) {
         assert_eq!(chunk.start, self.end(), "chunks follow on each other");
         assert!(!chunk.bytes.is_empty());
-        assert!(chunk.bytes.len() < 2 * CHUNK_BYTES, "{} bytes at once", chunk.bytes.len());
+        assert!(chunk.bytes.len() <= CHUNK_BYTES, "{} bytes at once", chunk.bytes.len());
         for mark in &chunk.marks {
             assert!((chunk.start..=chunk.end()).contains(&mark.offset), "{mark:?} in {chunk:?}");
             self.mark(*mark);
