@@ -40,6 +40,16 @@ pub fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
     sync_dir(parent(path))
 }
 
+/// Puts a synced file in the place of another one: the old or the new one is there, never none.
+///
+/// Not for objects of an archive, which are written once: see [`publish`].
+#[expect(clippy::disallowed_methods, reason = "this is the one place that renames")]
+pub fn supersede(from: &Path, to: &Path) -> Result<()> {
+    std::fs::rename(from, to)
+        .unavailable(|| format!("put {} in the place of {}", from.display(), to.display()))?;
+    sync_dir(parent(to))
+}
+
 /// Writes a small file that must not exist yet.
 ///
 /// # Errors

@@ -26,7 +26,7 @@ pub mod engine;
 // pub mod capture;
 // pub mod baseline;
 // pub mod restore;
-// pub mod reindex;
+pub mod reindex;
 
 // The process around the verbs.
 // pub mod config;
