@@ -17,6 +17,7 @@
 )]
 
 mod digest;
+mod mysql_capture;
 mod redis;
 mod servers;
 mod support;

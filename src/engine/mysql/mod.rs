@@ -8,10 +8,16 @@
 //! parsed is parsed beside them.
 
 mod auth;
+mod client;
 pub mod digest;
 mod event;
-mod client;
 mod gtid;
+mod join;
+mod locate;
 mod packet;
+mod pump;
 mod sql;
 mod stream;
+mod tail;
+
+pub use tail::MysqlSource;

@@ -168,6 +168,10 @@ pub(crate) struct Track {
     pub(crate) gtids: Option<GtidSet>,
     /// How the events of the file are written.
     pub(crate) checksum: Checksum,
+    /// Whether this file's PREVIOUS_GTIDS, the second of its events, is still to come.
+    pub(crate) awaits_gtids: bool,
+    /// Whether what comes is not the continuation of what came before.
+    pub(crate) forked: bool,
     open: Option<Open>,
     /// Offset behind the current event.
     event_end: u64,
@@ -185,6 +189,8 @@ impl Track {
             whole: offset,
             gtids,
             checksum: Checksum::None,
+            awaits_gtids: offset == MAGIC.len() as u64,
+            forked: false,
             open: None,
             event_end: offset,
             crc: None,
@@ -243,6 +249,7 @@ impl Track {
         if let (Some(gtid), Some(gtids)) = (open.event.gtid, &mut self.gtids)
             && !gtids.add(gtid)
         {
+            self.forked = true;
             return Err(self.corrupt(&format!("the transaction {gtid} comes twice")));
         }
         Ok(Some(End::Record(open.event)))
@@ -255,6 +262,11 @@ impl Track {
             self.checksum = FormatDescription::parse(&part.bytes)?.checksum;
         }
         self.crc = (self.checksum == Checksum::Crc32).then(crc32fast::Hasher::new);
+        if self.awaits_gtids
+            && !matches!(head.kind, kind::FORMAT_DESCRIPTION | kind::PREVIOUS_GTIDS)
+        {
+            return Err(self.corrupt("the file does not begin with the transactions before it"));
+        }
         match (head.kind, self.open.is_some()) {
             (_, false) if head.is_gtid() => {
                 let event = GtidEvent::parse(head.kind, body(&part.bytes, self.checksum)?)?;
@@ -293,6 +305,7 @@ impl Track {
 
     /// The proof of continuity at the beginning of each file.
     fn previous_gtids(&mut self, said: GtidSet) -> Result<()> {
+        self.awaits_gtids = false;
         let Some(known) = &self.gtids else {
             self.gtids = Some(said);
             return Ok(());
@@ -300,6 +313,7 @@ impl Track {
         if *known == said {
             return Ok(());
         }
+        self.forked = true;
         let (missing, extra) = (said.subtract(known), known.subtract(&said));
         let why = if missing.is_empty() {
             format!("its list of executed transactions lacks {extra}, which came before")

@@ -1,0 +1,303 @@
+//! Where a capture begins: what the source says about itself, against what the archive has.
+//!
+//! Nothing here reads the log. What SQL can prove is proved here; what only the bytes can prove
+//! is left to the pump as a hold on its first word.
+//!
+//! **Invariant:** a place is continued only if the same server still has that file at least that
+//! long and has executed everything that was archived; everything else is a break, with a reason.
+
+use super::gtid::GtidSet;
+use super::sql;
+use crate::clock::Timestamp;
+use crate::error::{Error, Result};
+use crate::position::Position;
+use mysql_async::{Conn, Row};
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+
+/// The oldest server whose transactions say how long they are and when they were committed.
+const OLDEST: (u32, u32, u32) = (8, 0, 2);
+
+/// From here on `SHOW MASTER STATUS` is called `SHOW BINARY LOG STATUS`.
+const NEW_WORDS: (u32, u32, u32) = (8, 2, 0);
+
+/// How long a transaction that was received may take until it counts as executed. A source sends
+/// it before it is committed there, and a semi-synchronous one waits 10 s for its replicas.
+const COMMIT_PATIENCE: Duration = Duration::from_secs(15);
+
+/// How often the source's clock is read in one measurement; the quickest reading counts.
+const CLOCK_READINGS: u32 = 5;
+
+/// How often the clocks are compared while the stream is live.
+const CLOCK_EVERY: Duration = Duration::from_secs(10);
+
+/// What a source says about itself.
+#[derive(Debug, Clone)]
+pub(crate) struct Facts {
+    /// `@@version`.
+    pub(crate) version: String,
+    /// `@@server_uuid`.
+    pub(crate) uuid: String,
+    /// `@@server_id`.
+    pub(crate) server_id: u32,
+    /// `@@gtid_executed`.
+    pub(crate) executed: GtidSet,
+    /// The file that it writes, and how far.
+    pub(crate) current: (String, u64),
+    /// All of its files with their sizes, in order.
+    pub(crate) files: Vec<(String, u64)>,
+}
+
+/// Asks a source about itself.
+///
+/// # Errors
+/// Refused, if it cannot be captured as it is; unavailable, if it does not answer.
+pub(crate) async fn look(conn: &mut Conn, peer: &str) -> Result<Facts> {
+    let ask = "SELECT @@GLOBAL.version, @@GLOBAL.server_id, @@GLOBAL.log_bin";
+    let (version, server_id, log_bin): (String, u32, bool) = sql::row(conn, peer, ask).await?;
+    let number = check_version(peer, &version)?;
+    if !log_bin {
+        return Err(Error::refused(format!("{peer} writes no binary log"))
+            .hint("start the server with log_bin on"));
+    }
+    let ask = "SELECT @@GLOBAL.server_uuid, @@GLOBAL.gtid_mode";
+    let (uuid, gtid_mode): (String, String) = sql::row(conn, peer, ask).await?;
+    if gtid_mode != "ON" {
+        return Err(Error::refused(format!("{peer} has gtid_mode={gtid_mode}, which must be ON"))
+            .hint(
+                "run: SET PERSIST enforce_gtid_consistency=ON; SET PERSIST gtid_mode=OFF_PERMISSIVE; \
+                 SET PERSIST gtid_mode=ON_PERMISSIVE; then, when Ongoing_anonymous_transaction_count \
+                 is 0: SET PERSIST gtid_mode=ON",
+            ));
+    }
+    let ask = if number >= NEW_WORDS { "SHOW BINARY LOG STATUS" } else { "SHOW MASTER STATUS" };
+    let status: Row = sql::row(conn, peer, ask).await?;
+    // The list is read after the current file, so it has that one, unless it was purged since.
+    let files: Vec<Row> = sql::rows(conn, peer, "SHOW BINARY LOGS").await?;
+    let files = files.iter().map(|row| file(peer, row)).collect::<Result<_>>()?;
+    let current = file(peer, &status)?;
+    let executed = executed(conn, peer).await?;
+    Ok(Facts { version, uuid, server_id, executed, current, files })
+}
+
+/// The first two columns of a row that begins with a file and a number.
+fn file(peer: &str, row: &Row) -> Result<(String, u64)> {
+    match (row.get_opt(0), row.get_opt(1)) {
+        (Some(Ok(name)), Some(Ok(number))) => Ok((name, number)),
+        _ => Err(Error::unavailable(format!("{peer}: a list of files of another form"))),
+    }
+}
+
+async fn executed(conn: &mut Conn, peer: &str) -> Result<GtidSet> {
+    let (text,): (String,) = sql::row(conn, peer, "SELECT @@GLOBAL.gtid_executed").await?;
+    text.parse()
+}
+
+fn check_version(peer: &str, version: &str) -> Result<(u32, u32, u32)> {
+    if version.contains("MariaDB") {
+        return Err(Error::refused(format!(
+            "{peer} is {version}: MariaDB cannot be captured by this version of pitr"
+        )));
+    }
+    let mut numbers = version.split(|c: char| !c.is_ascii_digit()).map(str::parse);
+    let mut next = || numbers.next().and_then(Result::ok).unwrap_or(0);
+    let number = (next(), next(), next());
+    if number < OLDEST {
+        return Err(Error::refused(format!("{peer} is MySQL {version}, which is too old"))
+            .hint("its transactions carry no commit times; pitr needs MySQL 8.0.2 or newer"));
+    }
+    Ok(number)
+}
+
+/// Where a dump begins, and what has to be seen there before its bytes may be handed over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Start {
+    /// At the beginning of the current file: a first capture, or one behind a break.
+    Begin {
+        /// Why what was archived is not continued; `None` if nothing was.
+        broken: Option<String>,
+    },
+    /// At exactly the place asked for, in the middle of a file of a server that is known to be
+    /// the same.
+    Middle {
+        /// The place.
+        at: Position,
+        /// Everything executed before it.
+        gtids: GtidSet,
+    },
+    /// At the beginning of the place's file, which is read again up to it: the bytes must prove
+    /// that it is the same log.
+    Walk {
+        /// The place.
+        at: Position,
+        /// Everything executed before it.
+        gtids: GtidSet,
+    },
+    /// At the beginning of this file, whose PREVIOUS_GTIDS must be what was executed before the
+    /// place.
+    File {
+        /// The place: the beginning of that file, or the end of the one before.
+        at: Position,
+        /// Everything executed before it.
+        gtids: GtidSet,
+        /// The file.
+        file: String,
+    },
+}
+
+/// Decides where to begin. `same` is the uuid of the server that the place is known to be of, as
+/// far as this process knows.
+///
+/// # Errors
+/// Corrupt, if the place asked for makes no sense. Unavailable, if the source does not answer.
+pub(crate) async fn decide(
+    conn: &mut Conn,
+    peer: &str,
+    facts: &Facts,
+    resume: Option<Position>,
+    same: Option<&str>,
+) -> Result<Start> {
+    let Some(at) = resume else { return Ok(Start::Begin { broken: None }) };
+    let gtids: GtidSet = at
+        .gtids
+        .parse()
+        .map_err(|error: Error| Error::corrupt(format!("archived position {at}")).source(error))?;
+    let broken = |reason: String| Ok(Start::Begin { broken: Some(reason) });
+    if let Some(uuid) = same
+        && uuid != facts.uuid
+    {
+        return broken(format!(
+            "{peer} is another server now: its server_uuid is {}, it was {uuid}",
+            facts.uuid
+        ));
+    }
+    let index = facts.files.iter().position(|(name, _)| *name == at.log);
+    let fits = |index: &usize| facts.files.get(*index).is_some_and(|(_, size)| *size >= at.offset);
+    let Some(index) = index.filter(fits) else {
+        let lost = gtids.subtract(&facts.executed);
+        return broken(if !lost.is_empty() {
+            not_executed(peer, &lost)
+        } else if index.is_none() {
+            format!("{peer} has purged {} before all of it was captured", at.log)
+        } else {
+            format!("{peer} has another {}, which is shorter than what was captured", at.log)
+        });
+    };
+    if let Some(lost) = never_executed(conn, peer, &gtids, &facts.executed).await? {
+        return broken(not_executed(peer, &lost));
+    }
+    let size = facts.files.get(index).map_or(0, |(_, size)| *size);
+    let next = facts.files.get(index + 1).map(|(name, _)| name.clone());
+    Ok(match (same.is_some(), next) {
+        _ if at.offset == 0 => Start::File { file: at.log.clone(), at, gtids },
+        (true, Some(file)) if at.offset == size => Start::File { file, at, gtids },
+        (true, _) => Start::Middle { at, gtids },
+        (false, _) => Start::Walk { at, gtids },
+    })
+}
+
+fn not_executed(peer: &str, lost: &GtidSet) -> String {
+    format!(
+        "{peer} has lost transactions that were captured ({lost}): it was reset, restored from a \
+         backup, or crashed before they were on its disk"
+    )
+}
+
+/// What of `gtids` the source has not executed, and does not execute soon.
+async fn never_executed(
+    conn: &mut Conn,
+    peer: &str,
+    gtids: &GtidSet,
+    executed_before: &GtidSet,
+) -> Result<Option<GtidSet>> {
+    let mut lost = gtids.subtract(executed_before);
+    let begun = tokio::time::Instant::now();
+    while !lost.is_empty() {
+        if begun.elapsed() > COMMIT_PATIENCE {
+            return Ok(Some(lost));
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        lost = gtids.subtract(&executed(conn, peer).await?);
+    }
+    Ok(None)
+}
+
+/// How far the source's clock is ahead of this host's.
+#[derive(Debug, Default)]
+pub(crate) struct Skew(AtomicI64);
+
+impl Skew {
+    /// In µs; negative if the source's clock is behind.
+    pub(crate) fn micros(&self) -> i64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// What the source's clock shows now.
+    pub(crate) fn source_now(&self) -> Timestamp {
+        Timestamp::now().shifted(self.micros())
+    }
+
+    /// Compares the clocks.
+    ///
+    /// # Errors
+    /// Unavailable, if the source does not answer.
+    pub(crate) async fn measure(&self, conn: &mut Conn, peer: &str) -> Result<()> {
+        // Without a fixed zone NOW() is ambiguous in the hour when the clocks go back.
+        sql::rows::<Row>(conn, peer, "SET time_zone='+00:00'").await?;
+        let mut best: Option<(Duration, i64)> = None;
+        for _ in 0..CLOCK_READINGS {
+            let before = Timestamp::now();
+            let ask = "SELECT CAST(UNIX_TIMESTAMP(NOW(6)) * 1000000 AS SIGNED)";
+            let (source,): (i64,) = sql::row(conn, peer, ask).await?;
+            let after = Timestamp::now();
+            let middle = before.as_micros().midpoint(after.as_micros());
+            let took = after.since(before);
+            if best.is_none_or(|(quickest, _)| took < quickest) {
+                best = Some((took, source.saturating_sub(middle)));
+            }
+        }
+        if let Some((_, skew)) = best {
+            self.0.store(skew, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Compares the clocks again and again; never returns.
+    ///
+    /// When the connection for it breaks, the last result stays in use and a new connection is
+    /// tried: the stream does not depend on this one.
+    pub(crate) async fn keep(&self, mut conn: Conn, endpoint: &crate::engine::Endpoint) {
+        let peer = endpoint.to_string();
+        loop {
+            tokio::time::sleep(CLOCK_EVERY).await;
+            if let Err(error) = self.measure(&mut conn, &peer).await {
+                tracing::warn!("compare clocks: {error}");
+                match sql::connect(endpoint).await {
+                    Ok(new) => conn = new,
+                    Err(error) => tracing::warn!("compare clocks: {error}"),
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rstest::rstest;
+
+    #[rstest]
+    #[case("9.7.4-2", true)]
+    #[case("8.0.2", true)]
+    #[case("26.7.0", true)]
+    #[case("8.0.1-dmr", false)]
+    #[case("5.7.44-log", false)]
+    #[case("10.11.19-MariaDB-log", false)]
+    #[case("", false)]
+    fn only_servers_that_write_what_is_needed_are_captured(
+        #[case] version: &str,
+        #[case] taken: bool,
+    ) {
+        assert_eq!(check_version("db", version).is_ok(), taken);
+    }
+}

@@ -1,0 +1,496 @@
+//! The capture path: fragments from the wire in, chunks out.
+//!
+//! Bytes are copied once, from the read buffer into the chunk that is being filled. Only heads
+//! are looked at, and the few events that say where transactions begin. A chunk is handed over
+//! when it is full, or [`FLUSH_AFTER`] after its first byte came.
+//!
+//! **Invariant:** what is handed over is the source's file, byte for byte, from the place named
+//! in [`Captured::Opened`] on. Events that the source makes up for its readers are never in it.
+
+use super::auth::ServerError;
+use super::event::{
+    Checksum, FormatDescription, Head, Heartbeat, MAGIC, Rotate, body, kind, verify_crc,
+};
+use super::gtid::GtidSet;
+use super::join::{Facts, Skew, Start};
+use super::packet::{Fragment, FragmentReader};
+use super::stream::{End, Part, Splitter, Track};
+use crate::clock::Timestamp;
+use crate::error::{Error, Result};
+use crate::position::Position;
+use crate::record::{CHUNK_BYTES, Captured, Chunk, Continuity, Mark, Server, TimeSource};
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+/// How long bytes wait for more before they are handed over.
+const FLUSH_AFTER: Duration = Duration::from_millis(50);
+
+/// How long the source may be silent. It sends a heartbeat every second.
+const SILENCE_LIMIT: Duration = Duration::from_secs(30);
+
+/// How far a mark stays behind the source's clock at a heartbeat: a commit takes its timestamp
+/// before it is synced and shows up in the log.
+const MARGIN: Duration = Duration::from_secs(1);
+
+/// Why a pump stopped.
+#[derive(Debug)]
+pub(crate) enum Stop {
+    /// Nobody takes what it yields any more.
+    Closed,
+    /// What was asked for cannot be continued, and nothing was handed over yet.
+    Broken(String),
+    /// The history broke off after the stream was opened: the next connection has to say so.
+    BrokeOff(Error),
+    /// The connection failed, or what came over it makes no sense.
+    Failed(Error),
+}
+
+impl From<Error> for Stop {
+    fn from(error: Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+/// What has to be seen before the stream may be called open.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Hold {
+    /// PREVIOUS_GTIDS, which says where the stream begins.
+    Begin { broken: Option<String> },
+    /// The dump of the middle of a file begins.
+    Middle { at: Position },
+    /// The walk through the file arrives at the place, with the same transactions before it.
+    Walk { at: Position, gtids: GtidSet },
+    /// PREVIOUS_GTIDS, which must say the same as the place.
+    File { at: Position },
+    /// Nothing: it is open.
+    Open,
+}
+
+/// What the source is expected to send next, where it is not just any event of the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Expect {
+    /// The made-up ROTATE that names the file.
+    Rotate,
+    /// The FORMAT_DESCRIPTION at the beginning of the file.
+    Format,
+    /// The FORMAT_DESCRIPTION that is repeated when a dump begins in the middle of a file.
+    RepeatedFormat,
+    /// Events.
+    Event,
+}
+
+/// One connection's work.
+#[derive(Debug)]
+pub(crate) struct Pump<'a> {
+    out: &'a mpsc::Sender<Captured>,
+    facts: &'a Facts,
+    skew: &'a Skew,
+    hold: Hold,
+    expect: Expect,
+    splitter: Splitter,
+    track: Track,
+    filling: Filling,
+    /// The latest mark that was handed over.
+    marked: Option<Timestamp>,
+    /// Whether the current event is part of the file.
+    stored: bool,
+}
+
+/// The chunk that is being filled.
+#[derive(Debug, Default)]
+struct Filling {
+    chunk: Chunk,
+    /// Offset behind the last whole record in it, if one ends in it.
+    whole: Option<u64>,
+    /// When its first byte came.
+    since: Option<Instant>,
+    /// All origins seen since the log was opened.
+    origins: Vec<u32>,
+}
+
+impl Filling {
+    fn see_origin(&mut self, server_id: u32) {
+        if self.origins.last() != Some(&server_id) && !self.origins.contains(&server_id) {
+            self.origins.push(server_id);
+            self.chunk.origins.push(server_id);
+        }
+    }
+
+    fn room(&self) -> usize {
+        CHUNK_BYTES.saturating_sub(self.chunk.bytes.len())
+    }
+}
+
+impl<'a> Pump<'a> {
+    /// A pump for a dump that begins at `start`; gives the file and position to ask for, too.
+    pub(crate) fn new(
+        out: &'a mpsc::Sender<Captured>,
+        facts: &'a Facts,
+        skew: &'a Skew,
+        start: Start,
+    ) -> (Self, String, u64) {
+        let magic = MAGIC.len() as u64;
+        let (hold, file, position, gtids) = match start {
+            Start::Begin { broken } => {
+                (Hold::Begin { broken }, facts.current.0.clone(), magic, None)
+            }
+            Start::Middle { at, gtids } => {
+                let (file, offset) = (at.log.clone(), at.offset);
+                (Hold::Middle { at }, file, offset.max(magic), Some(gtids))
+            }
+            Start::Walk { at, gtids } => {
+                let file = at.log.clone();
+                (Hold::Walk { at, gtids }, file, magic, None)
+            }
+            Start::File { at, gtids, file } => (Hold::File { at }, file, magic, Some(gtids)),
+        };
+        let pump = Self {
+            out,
+            facts,
+            skew,
+            hold,
+            expect: Expect::Rotate,
+            splitter: Splitter::default(),
+            track: Track::new(&file, position, gtids),
+            filling: Filling::default(),
+            marked: None,
+            stored: false,
+        };
+        (pump, file, position)
+    }
+
+    /// Whether [`Captured::Opened`] was sent.
+    pub(crate) fn is_open(&self) -> bool {
+        self.hold == Hold::Open
+    }
+
+    /// Reads until the connection ends or nobody listens any more.
+    pub(crate) async fn run(&mut self, mut reader: FragmentReader) -> Stop {
+        match self.work(&mut reader).await {
+            Ok(()) => Stop::Closed,
+            Err(Stop::Failed(error)) => {
+                let forked = self.track.forked || error.class() == crate::error::Class::Corrupt;
+                match self.hold {
+                    Hold::Walk { .. } | Hold::File { .. } if forked => {
+                        Stop::Broken(format!("the source has another history: {error}"))
+                    }
+                    Hold::Open if self.track.forked => Stop::BrokeOff(error),
+                    _ => Stop::Failed(error),
+                }
+            }
+            Err(stop) => stop,
+        }
+    }
+
+    async fn work(&mut self, reader: &mut FragmentReader) -> Result<(), Stop> {
+        let mut heard = Instant::now();
+        loop {
+            while let Some(fragment) = reader.buffered()? {
+                self.fragment(fragment).await?;
+            }
+            let due = self.filling.since.map(|since| since + FLUSH_AFTER);
+            if due.is_some_and(|due| due <= Instant::now()) {
+                self.flush().await?;
+                continue;
+            }
+            tokio::select! {
+                biased;
+                filled = reader.fill() => {
+                    filled?;
+                    heard = Instant::now();
+                }
+                () = self.out.closed() => return Err(Stop::Closed),
+                () = tokio::time::sleep_until(due.unwrap_or(heard + SILENCE_LIMIT)) => {
+                    if due.is_none() {
+                        return Err(Error::unavailable(format!(
+                            "the source has been silent for {} s", SILENCE_LIMIT.as_secs()
+                        )).into());
+                    }
+                }
+            }
+        }
+    }
+
+    async fn fragment(&mut self, fragment: Fragment) -> Result<(), Stop> {
+        let mut bytes = fragment.bytes;
+        if fragment.first {
+            let mark = (!bytes.is_empty()).then(|| bytes.split_to(1));
+            match mark.as_deref() {
+                Some([0x00]) => {}
+                Some([0xff]) => return Err(refusal(&bytes).into()),
+                Some([0xfe]) => {
+                    return Err(Error::unavailable("the source ended the dump").into());
+                }
+                _ => return Err(self.track.corrupt("a packet without an event").into()),
+            }
+        }
+        self.splitter.push(bytes);
+        while let Some(part) = self.splitter.next()? {
+            self.part(part).await?;
+        }
+        if fragment.last != self.splitter.is_between_events() {
+            return Err(self.track.corrupt("a packet that is not exactly one event").into());
+        }
+        Ok(())
+    }
+
+    async fn part(&mut self, part: Part) -> Result<(), Stop> {
+        if let Some(head) = &part.head {
+            match (self.expect, head.kind) {
+                (Expect::Event, kind::FORMAT_DESCRIPTION) => {
+                    return Err(self.track.corrupt("a second FORMAT_DESCRIPTION").into());
+                }
+                (Expect::Format, kind::FORMAT_DESCRIPTION) => self.expect = Expect::Event,
+                (Expect::RepeatedFormat, kind::FORMAT_DESCRIPTION) => {
+                    self.expect = Expect::Event;
+                    self.track.checksum = FormatDescription::parse(&part.bytes)?.checksum;
+                    self.opened_in_the_middle().await?;
+                    return Ok(());
+                }
+                (_, _) if head.is_artificial() => return self.made_up(head, &part).await,
+                (Expect::Event, _) => {}
+                _ => return Err(self.track.corrupt("not the beginning of a dump").into()),
+            }
+            self.check_incident(head)?;
+            self.stored = !matches!(self.hold, Hold::Walk { .. });
+            if self.stored {
+                self.filling.see_origin(head.server_id);
+            }
+        }
+        let end = self.track.take(&part)?;
+        if self.stored {
+            self.store(&part.bytes).await?;
+        }
+        if let Some(end) = end {
+            self.ended(end).await?;
+        }
+        Ok(())
+    }
+
+    /// An INCIDENT says that the source itself lost events: the history breaks off there. One
+    /// that lies behind a first capture, or behind a break, is no news.
+    fn check_incident(&mut self, head: &Head) -> Result<()> {
+        let (file, position) = &self.facts.current;
+        let is_old = *file == self.track.log && self.track.offset < *position;
+        if head.kind != kind::INCIDENT || is_old {
+            return Ok(());
+        }
+        self.track.forked = true;
+        Err(self.track.corrupt("the source lost events and says so by an INCIDENT event"))
+    }
+
+    /// Adds bytes of the file.
+    async fn store(&mut self, mut bytes: &[u8]) -> Result<(), Stop> {
+        loop {
+            // What comes before the stream is open is short, and is kept until then.
+            let room = if self.is_open() { self.filling.room() } else { usize::MAX };
+            let (now, later) = bytes.split_at(bytes.len().min(room));
+            if self.filling.since.is_none() {
+                self.filling.since = Some(Instant::now());
+            }
+            self.filling.chunk.bytes.extend_from_slice(now);
+            bytes = later;
+            if bytes.is_empty() {
+                return Ok(());
+            }
+            self.flush().await?;
+        }
+    }
+
+    /// An event of the file ends.
+    async fn ended(&mut self, end: End) -> Result<(), Stop> {
+        if self.stored && end != End::Within {
+            self.filling.whole = Some(self.track.whole);
+            if let End::Record(event) = end {
+                let chunk = &mut self.filling.chunk;
+                chunk.records += 1;
+                let at = event.immediate_commit_ts;
+                chunk.last_at = chunk.last_at.max(at);
+                chunk.first_at = match (chunk.first_at, at) {
+                    (Some(first), Some(at)) => Some(first.min(at)),
+                    (first, at) => first.or(at),
+                };
+            }
+        }
+        if self.hold != Hold::Open {
+            self.try_open().await?;
+        }
+        if self.filling.room() == 0 {
+            self.flush().await?;
+        }
+        Ok(())
+    }
+
+    /// Opens the stream, if what it was held for has been seen.
+    async fn try_open(&mut self) -> Result<(), Stop> {
+        let (offset, whole) = (self.track.offset, self.track.whole);
+        match &self.hold {
+            Hold::Walk { at, gtids } if offset >= at.offset => {
+                let known = self.track.gtids.get_or_insert_with(|| gtids.clone());
+                if whole != at.offset || known != gtids {
+                    return Err(Stop::Broken(format!(
+                        "{} of the source is not the one that was captured: at {} it has {}",
+                        at.log,
+                        at.offset,
+                        if whole == at.offset { "other transactions" } else { "no boundary" },
+                    )));
+                }
+                let at = at.clone();
+                self.filling.chunk.start = offset;
+                self.open(at, Continuity::Continues).await
+            }
+            Hold::Begin { broken } if self.track.gtids.is_some() => {
+                let continuity = match broken.clone() {
+                    Some(reason) => Continuity::Broken(reason),
+                    None => Continuity::Begins,
+                };
+                self.open(self.beginning(), continuity).await
+            }
+            // Its FORMAT_DESCRIPTION comes first; PREVIOUS_GTIDS was compared by the track.
+            Hold::File { at } if !self.track.awaits_gtids => {
+                let at = at.clone();
+                let another = at.log != self.track.log;
+                self.open(at, Continuity::Continues).await?;
+                if another {
+                    self.send(Captured::Log(self.beginning())).await?;
+                }
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    async fn opened_in_the_middle(&mut self) -> Result<(), Stop> {
+        if let Hold::Middle { at } = &self.hold {
+            let at = at.clone();
+            self.filling.chunk.start = at.offset;
+            self.open(at, Continuity::Continues).await?;
+        }
+        Ok(())
+    }
+
+    async fn open(&mut self, at: Position, continuity: Continuity) -> Result<(), Stop> {
+        self.hold = Hold::Open;
+        let server =
+            Server { version: self.facts.version.clone(), identity: self.facts.uuid.clone() };
+        let skew_micros = self.skew.micros();
+        self.send(Captured::Opened { server, at, continuity, skew_micros }).await
+    }
+
+    /// The first byte of the current file.
+    fn beginning(&self) -> Position {
+        Position { gtids: self.gtids(), ..Position::new(&self.track.log, 0) }
+    }
+
+    fn gtids(&self) -> String {
+        self.track.gtids.as_ref().map(GtidSet::to_string).unwrap_or_default()
+    }
+
+    /// An event that the source made up for its reader.
+    async fn made_up(&mut self, head: &Head, part: &Part) -> Result<(), Stop> {
+        if !part.last {
+            return Err(self.track.corrupt("a made-up event of more than 64 KiB").into());
+        }
+        // Before the first FORMAT_DESCRIPTION it is not known whether a checksum is at the end.
+        let has_crc = verify_crc(&part.bytes);
+        let checksum = if has_crc { Checksum::Crc32 } else { Checksum::None };
+        let body = body(&part.bytes, checksum)?;
+        match head.kind {
+            kind::ROTATE => self.rotate(&Rotate::parse(body)?).await,
+            kind::HEARTBEAT | kind::HEARTBEAT_V2 => {
+                let beat = Heartbeat::parse(head, body)?;
+                self.heartbeat(head.kind, &beat).await
+            }
+            other => {
+                let what = format!("a made-up event of type {other}");
+                Err(self.track.corrupt(&what).into())
+            }
+        }
+    }
+
+    /// The next events are those of this file.
+    async fn rotate(&mut self, rotate: &Rotate) -> Result<(), Stop> {
+        let magic = MAGIC.len() as u64;
+        if self.expect == Expect::Rotate {
+            if rotate.file != self.track.log || rotate.position != self.track.offset {
+                return Err(self.track.corrupt("the dump begins elsewhere").into());
+            }
+            if rotate.position != magic || matches!(self.hold, Hold::Middle { .. }) {
+                self.expect = Expect::RepeatedFormat;
+                return Ok(());
+            }
+        } else {
+            if rotate.file == self.track.log || rotate.position != magic {
+                return Err(self.track.corrupt("the log goes on at an odd place").into());
+            }
+            if self.hold != Hold::Open {
+                return Err(self.track.corrupt("the file ends before the place").into());
+            }
+            self.flush().await?;
+        }
+        self.track.begin_file(&rotate.file)?;
+        self.expect = Expect::Format;
+        self.filling.chunk.start = 0;
+        if self.hold == Hold::Open {
+            self.send(Captured::Log(self.beginning())).await?;
+        }
+        if !matches!(self.hold, Hold::Walk { .. }) {
+            self.store(&MAGIC).await?;
+        }
+        Ok(())
+    }
+
+    /// Nothing has happened for a while: everything up to here was handed over or is now.
+    async fn heartbeat(&mut self, version: u8, beat: &Heartbeat) -> Result<(), Stop> {
+        let at = self.skew.source_now().before(MARGIN);
+        if self.track.is_open() || self.hold != Hold::Open || self.expect != Expect::Event {
+            return Ok(());
+        }
+        let offset = self.track.offset;
+        let known = if version == kind::HEARTBEAT { offset & 0xffff_ffff } else { offset };
+        if beat.file != self.track.log || beat.position != known {
+            let what = format!("the source believes to be at {}:{}", beat.file, beat.position);
+            return Err(self.track.corrupt(&what).into());
+        }
+        self.flush().await?;
+        if self.marked.is_none_or(|marked| marked < at) {
+            self.marked = Some(at);
+            self.send(Captured::Alive(Mark { offset, at })).await?;
+        }
+        Ok(())
+    }
+
+    /// Hands over what there is, unless the stream is not open yet.
+    async fn flush(&mut self) -> Result<(), Stop> {
+        let filling = &mut self.filling;
+        filling.since = None;
+        if self.hold != Hold::Open || filling.chunk.bytes.is_empty() {
+            return Ok(());
+        }
+        let (start, len) = (filling.chunk.end(), filling.chunk.bytes.len());
+        // A busy source gets whole chunks at once, an idle one no more than it needs.
+        let bytes = Vec::with_capacity((2 * len).clamp(4096, CHUNK_BYTES));
+        let next = Chunk { start, bytes, time: TimeSource::Commit, ..Chunk::default() };
+        let mut chunk = std::mem::replace(&mut filling.chunk, next);
+        if let Some(offset) = filling.whole.take() {
+            let gtids = self.gtids();
+            chunk.whole = Some(Position { gtids, ..Position::new(&self.track.log, offset) });
+        }
+        self.send(Captured::Chunk(chunk)).await
+    }
+
+    async fn send(&self, captured: Captured) -> Result<(), Stop> {
+        self.out.send(captured).await.map_err(|_| Stop::Closed)
+    }
+}
+
+/// What the source says instead of an event.
+fn refusal(packet: &[u8]) -> Error {
+    let mut whole = vec![0xff];
+    whole.extend_from_slice(packet);
+    match ServerError::parse(&whole) {
+        Some(error) => error.for_operator("the source ended the dump"),
+        None => Error::corrupt("the source ended the dump without a reason"),
+    }
+}

@@ -1,0 +1,159 @@
+//! [`Source`] for MySQL: joins the source's log and hands it over.
+//!
+//! Three parts do the work: `join` decides where to begin, `client` asks for the dump, `pump`
+//! turns it into chunks. Here they are put together, and here is remembered from one connection
+//! to the next what only this process knows.
+//!
+//! When the history breaks off while it is being read (the PREVIOUS_GTIDS of a new file disagree
+//! with what came, or an INCIDENT), the connection ends with an error that says so, and the next
+//! one begins at the source's current file with [`Continuity::Broken`] and the same reason.
+//!
+//! **Invariant:** a place is continued in its middle only at a server that this process itself
+//! has read it from; after a start of the process the file is walked through again first.
+//!
+//! [`Continuity::Broken`]: crate::record::Continuity::Broken
+
+use super::client::{Client, Replica};
+use super::join::{self, Facts, Skew, Start};
+use super::pump::{Pump, Stop};
+use super::{locate, sql};
+use crate::engine::{Located, Source, SourceOptions, Work};
+use crate::error::{Error, Result};
+use crate::position::Position;
+use crate::record::{BaselineTaken, Captured, Piece};
+use bytes::Bytes;
+use std::sync::{Mutex, PoisonError};
+use tokio::sync::{mpsc, watch};
+
+/// A MySQL server that is captured from.
+#[derive(Debug)]
+pub struct MysqlSource {
+    options: SourceOptions,
+    replica: Replica,
+    memory: Mutex<Memory>,
+}
+
+/// What one connection learns for the next.
+#[derive(Debug, Clone, Default)]
+struct Memory {
+    /// The server that the last stream came from.
+    uuid: Option<String>,
+    /// Why that stream cannot be continued.
+    broken: Option<String>,
+}
+
+impl MysqlSource {
+    /// A source with these options. Connects to nothing yet.
+    pub fn new(options: SourceOptions) -> Self {
+        let uuid = uuid::Uuid::new_v4();
+        let (_, low) = uuid.as_u64_pair();
+        // In the upper half, where hand-made numbers are rare; never 0.
+        let server_id = low as u32 | 1 << 31;
+        let replica = Replica { server_id, uuid: uuid.to_string() };
+        Self { options, replica, memory: Mutex::default() }
+    }
+
+    fn memory(&self) -> Memory {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn remember(&self, memory: Memory) {
+        *self.memory.lock().unwrap_or_else(PoisonError::into_inner) = memory;
+    }
+
+    async fn capture(&self, resume: Option<Position>, out: &mpsc::Sender<Captured>) -> Result<()> {
+        let endpoint = &self.options.endpoint;
+        let peer = endpoint.to_string();
+        let mut conn = sql::connect(endpoint).await?;
+        let skew = Skew::default();
+        skew.measure(&mut conn, &peer).await?;
+        let facts = join::look(&mut conn, &peer).await?;
+        let memory = self.memory();
+        let start = match memory.broken {
+            Some(reason) if resume.is_some() => Start::Begin { broken: Some(reason) },
+            _ => join::decide(&mut conn, &peer, &facts, resume, memory.uuid.as_deref()).await?,
+        };
+        let stop = self.pump(out, &facts, &skew, start, Some(conn)).await?;
+        let Stop::Broken(reason) = stop else { return self.end(stop) };
+        // The bytes did not prove what SQL had left open.
+        let mut conn = sql::connect(endpoint).await?;
+        let facts = join::look(&mut conn, &peer).await?;
+        let start = Start::Begin { broken: Some(reason) };
+        let stop = self.pump(out, &facts, &skew, start, Some(conn)).await?;
+        self.end(stop)
+    }
+
+    /// One dump, until it stops. Beside it the clocks are compared over `conn`.
+    async fn pump(
+        &self,
+        out: &mpsc::Sender<Captured>,
+        facts: &Facts,
+        skew: &Skew,
+        start: Start,
+        mut conn: Option<mysql_async::Conn>,
+    ) -> Result<Stop> {
+        let endpoint = &self.options.endpoint;
+        let mut replica = self.replica.clone();
+        if replica.server_id == facts.server_id {
+            replica.server_id ^= 1;
+        }
+        let (mut pump, file, position) = Pump::new(out, facts, skew, start);
+        let reader = Client::connect(endpoint).await?.dump(&replica, &file, position).await?;
+        let clock = async {
+            if let Some(conn) = conn.take() {
+                skew.keep(conn, endpoint).await;
+            }
+            std::future::pending().await
+        };
+        let stop = tokio::select! {
+            stop = pump.run(reader) => stop,
+            never = clock => never,
+        };
+        let opened = pump.is_open();
+        self.remember(match &stop {
+            Stop::BrokeOff(error) => Memory { uuid: None, broken: Some(error.to_string()) },
+            _ if opened => Memory { uuid: Some(facts.uuid.clone()), broken: None },
+            // The next connection trusts nothing and walks.
+            _ => Memory { uuid: None, ..self.memory() },
+        });
+        Ok(stop)
+    }
+
+    fn end(&self, stop: Stop) -> Result<()> {
+        match stop {
+            Stop::Closed => Ok(()),
+            Stop::Failed(error) => Err(error),
+            Stop::BrokeOff(error) => Err(error
+                .hint("the capture goes on behind the break, and a new baseline is needed there")),
+            Stop::Broken(reason) => Err(Error::bug(format!("broke twice: {reason}"))),
+        }
+    }
+}
+
+impl Source for MysqlSource {
+    fn tail(
+        &self,
+        resume: Option<Position>,
+        out: mpsc::Sender<Captured>,
+        // Only a semi-synchronous replica acknowledges anything.
+        _durable: watch::Receiver<Option<Position>>,
+    ) -> Work<'_, ()> {
+        Box::pin(async move {
+            let captured = self.capture(resume, &out).await;
+            captured.map_err(|error| error.context(format!("capture {}", self.options.name)))
+        })
+    }
+
+    fn baseline(&self, _out: mpsc::Sender<Bytes>) -> Work<'_, BaselineTaken> {
+        Box::pin(async { Err(Error::bug("the baseline of MySQL is not connected yet")) })
+    }
+
+    fn locate(
+        &self,
+        from: Position,
+        pieces: mpsc::Receiver<Result<Piece>>,
+        offset: u64,
+    ) -> Work<'_, Located> {
+        Box::pin(locate::locate(from, pieces, offset))
+    }
+}
