@@ -1,6 +1,6 @@
 //! Digests: equal content gives equal digests, and every kind of change is seen and named.
 
-use crate::support::{Mysqld, RedisServer};
+use crate::support::{Mysqld, RedisServer, SERVER_DEADLINE, eventually, program};
 use pitr::engine::digest::Digest;
 use pitr::engine::{mysql, redis};
 
@@ -18,10 +18,10 @@ async fn mysql_accounts(server: &Mysqld) -> Digest {
     digest
 }
 
+/// Statements that are sent one by one: see [`Mysqld::sql`].
 const SCHEMA: &str = r"
     CREATE DATABASE shop DEFAULT CHARACTER SET latin1;
-    USE shop;
-    CREATE TABLE kinds (
+    CREATE TABLE shop.kinds (
         id INT AUTO_INCREMENT PRIMARY KEY, f FLOAT, fd FLOAT(9,2), d DOUBLE, dd DOUBLE(12,3),
         n DECIMAL(30,10), j JSON, ts TIMESTAMP(6) NULL, dt DATETIME(6), t TIME(6), y YEAR,
         b BIT(11), e ENUM('', 'x', 'y'), s SET('a', 'b'), bl LONGBLOB, vb VARBINARY(20),
@@ -29,16 +29,22 @@ const SCHEMA: &str = r"
         g GEOMETRY, v VECTOR(3), hidden INT INVISIBLE,
         gs INT GENERATED ALWAYS AS (hidden * 2) STORED,
         gv INT GENERATED ALWAYS AS (hidden * 3) VIRTUAL);
-    CREATE TABLE keyless (a INT, b VARCHAR(10));
-    CREATE TABLE KEYLESS (z INT);
-    CREATE TABLE parent (id INT PRIMARY KEY);
-    CREATE TABLE `odd ``name` (`c ``x` INT PRIMARY KEY, p INT,
-        CONSTRAINT fk FOREIGN KEY (p) REFERENCES parent (id) ON DELETE CASCADE);
-    CREATE VIEW seen AS SELECT id, f FROM kinds;
-    CREATE PROCEDURE proc(a INT) SELECT a;
-    CREATE FUNCTION func() RETURNS INT DETERMINISTIC RETURN 1;
-    CREATE TRIGGER trig BEFORE INSERT ON parent FOR EACH ROW SET NEW.id = NEW.id;
-    CREATE EVENT ev ON SCHEDULE EVERY 1 YEAR STARTS '2030-01-01' DO DELETE FROM keyless";
+    CREATE TABLE shop.keyless (a INT, b VARCHAR(10));
+    CREATE TABLE shop.KEYLESS (z INT);
+    CREATE TABLE shop.parent (id INT PRIMARY KEY);
+    CREATE TABLE shop.`odd ``name` (`c ``x` INT PRIMARY KEY, p INT,
+        CONSTRAINT fk FOREIGN KEY (p) REFERENCES shop.parent (id) ON DELETE CASCADE);
+    CREATE VIEW shop.seen AS SELECT id, f FROM shop.kinds;
+    CREATE PROCEDURE shop.proc(a INT) SELECT a;
+    CREATE FUNCTION shop.func() RETURNS INT DETERMINISTIC RETURN 1;
+    CREATE TRIGGER shop.trig BEFORE INSERT ON shop.parent FOR EACH ROW SET NEW.id = NEW.id;
+    CREATE EVENT shop.ev ON SCHEDULE EVERY 1 YEAR STARTS '2030-01-01' DO DELETE FROM shop.keyless";
+
+async fn create_schema(server: &Mysqld) {
+    for statement in SCHEMA.split(";\n") {
+        server.sql(statement).await;
+    }
+}
 
 const ROW_ONE: &str = r"INSERT INTO shop.kinds
     (id, f, fd, d, dd, n, j, ts, dt, t, y, b, e, s, bl, vb, l1, u8, g, v, hidden) VALUES
@@ -51,7 +57,7 @@ const ROW_ONE: &str = r"INSERT INTO shop.kinds
 async fn mysql_content_written_in_another_order_has_the_same_digest() {
     let (left, right) = (Mysqld::start(&[]).await, Mysqld::start(&[]).await);
     for server in [&left, &right] {
-        server.sql(SCHEMA).await;
+        create_schema(server).await;
     }
     let other = "INSERT INTO shop.kinds (id, u8) VALUES (2, NULL), (7, '')";
     left.sql(&format!("{ROW_ONE}; {other}; SET GLOBAL time_zone = '+05:00'")).await;
@@ -73,9 +79,59 @@ async fn mysql_content_written_in_another_order_has_the_same_digest() {
 }
 
 #[tokio::test]
+async fn a_dump_and_a_replica_have_the_digest_of_their_mysql_source() {
+    let (source, copy) = (Mysqld::start(&[]).await, Mysqld::start(&[]).await);
+    let replica = Mysqld::start(&[]).await;
+    create_schema(&source).await;
+    source.sql(ROW_ONE).await;
+    source.sql("INSERT INTO shop.keyless VALUES (1, 'a'), (1, 'a'), (2, NULL)").await;
+    source.sql("CREATE USER app@'%' IDENTIFIED BY 'geheim'; GRANT ALL ON shop.* TO app@'%'").await;
+    source
+        .sql(
+            "SET GLOBAL sql_generate_invisible_primary_key = ON;
+             SET sql_generate_invisible_primary_key = ON;
+             CREATE TABLE shop.gipk (a INT); INSERT INTO shop.gipk VALUES (3), (1);
+             CREATE TABLE shop.parts (a INT AUTO_INCREMENT PRIMARY KEY) PARTITION BY HASH (a) PARTITIONS 3;
+             INSERT INTO shop.parts VALUES (), (), ();
+             CREATE VIEW shop.wide AS SELECT k.*, l.b AS lb FROM shop.kinds k, shop.keyless l",
+        )
+        .await;
+    let script = format!(
+        "{} -h127.0.0.1 -P{} -uroot --single-transaction --hex-blob --routines --triggers \
+         --events --set-gtid-purged=OFF --databases shop | {} -h127.0.0.1 -P{} -uroot",
+        program("mysqldump").display(),
+        source.port(),
+        program("mysql").display(),
+        copy.port()
+    );
+    let status = std::process::Command::new("sh").args(["-c", &script]).status().unwrap();
+    assert!(status.success());
+    replica
+        .sql(&format!(
+            "CHANGE REPLICATION SOURCE TO SOURCE_HOST = '127.0.0.1', SOURCE_PORT = {},
+             SOURCE_USER = 'root', SOURCE_AUTO_POSITION = 1, GET_SOURCE_PUBLIC_KEY = 1;
+             START REPLICA",
+            source.port()
+        ))
+        .await;
+    let executed = source.gtid_executed().await;
+    eventually("the replica has applied everything", SERVER_DEADLINE, async || {
+        (replica.gtid_executed().await == executed).then_some(())
+    })
+    .await;
+
+    let original = mysql_digest(&source).await;
+    assert_eq!(original.diff(&mysql_digest(&copy).await), [""; 0]);
+    // An event is disabled on a replica until it is made a server of its own.
+    let differing = original.diff(&mysql_digest(&replica).await);
+    assert_eq!(differing, ["event shop.ev: differs"]);
+    assert_eq!(mysql_accounts(&source).await.diff(&mysql_accounts(&replica).await), [""; 0]);
+}
+
+#[tokio::test]
 async fn every_change_in_mysql_changes_the_part_it_belongs_to() {
     let server = Mysqld::start(&[]).await;
-    server.sql(SCHEMA).await;
+    create_schema(&server).await;
     server.sql(ROW_ONE).await;
     server.sql("INSERT INTO shop.keyless VALUES (1, 'a'), (1, 'a'), (2, NULL)").await;
     let kinds = "rows of shop.kinds";
@@ -225,6 +281,28 @@ async fn redis_content_written_in_another_order_has_the_same_digest() {
     assert_eq!(left, right);
     assert_eq!(left.elements("string keys of database 0"), Some(5));
     assert_eq!(left.elements("string keys of database 5"), Some(1));
+}
+
+#[tokio::test]
+async fn a_replica_and_a_saved_file_have_the_digest_of_their_redis_source() {
+    let (source, replica) = (RedisServer::start(&[]).await, RedisServer::start(&[]).await);
+    // Half of it is there when the replica connects, the rest arrives as a stream.
+    fill_redis(&source, false).await;
+    let port = source.port().to_string();
+    replica.cmd::<()>(&["REPLICAOF", "127.0.0.1", &port]).await;
+    source.cmd::<()>(&["SET", "streamed", "v", "PX", "3600000"]).await;
+    let read = ["XREADGROUP", "GROUP", "group", "reader", "STREAMS", "stream", ">"];
+    source.cmd::<::redis::Value>(&read).await;
+    let acknowledged: u32 = source.cmd(&["WAIT", "1", "30000"]).await;
+    assert_eq!(acknowledged, 1);
+    let original = redis_digest(&source).await;
+    assert_eq!(original.diff(&redis_digest(&replica).await), [""; 0]);
+
+    replica.cmd::<()>(&["REPLICAOF", "NO", "ONE"]).await;
+    replica.cmd::<()>(&["SAVE"]).await;
+    let folder = replica.datadir().display().to_string();
+    let loaded = RedisServer::start(&["--dir", &folder]).await;
+    assert_eq!(original.diff(&redis_digest(&loaded).await), [""; 0]);
 }
 
 #[tokio::test]

@@ -166,6 +166,10 @@ impl Mysqld {
     }
 
     /// Runs a statement, or several with `;` between them, on a connection of its own.
+    ///
+    /// Send what creates a trigger, event or routine by itself: in one packet with others, MySQL
+    /// (9.7.4) keeps the `;` as a part of the body, and `mysqldump` then writes a comment
+    /// `/*!50003 TRIGGER … ; */` that no server loads.
     pub(crate) async fn sql(&self, statements: &str) {
         let mut conn = self.conn().await;
         conn.query_drop(statements)
