@@ -18,6 +18,7 @@
 
 mod digest;
 mod mysql_capture;
+mod mysql_restore;
 mod redis;
 mod servers;
 mod support;

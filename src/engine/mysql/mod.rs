@@ -21,3 +21,15 @@ mod stream;
 mod tail;
 
 pub use tail::MysqlSource;
+
+// The full copy, and the way back.
+mod accounts;
+mod ask;
+mod baseline;
+mod load;
+mod preflight;
+mod server;
+mod target;
+mod tools;
+
+pub use target::MysqlTarget;

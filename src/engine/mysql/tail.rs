@@ -16,7 +16,7 @@
 use super::client::{Client, Replica};
 use super::join::{self, Facts, Skew, Start};
 use super::pump::{Pump, Stop};
-use super::{locate, sql};
+use super::{baseline, locate, sql};
 use crate::engine::{Located, Source, SourceOptions, Work};
 use crate::error::{Error, Result};
 use crate::position::Position;
@@ -144,8 +144,8 @@ impl Source for MysqlSource {
         })
     }
 
-    fn baseline(&self, _out: mpsc::Sender<Bytes>) -> Work<'_, BaselineTaken> {
-        Box::pin(async { Err(Error::bug("the baseline of MySQL is not connected yet")) })
+    fn baseline(&self, out: mpsc::Sender<Bytes>) -> Work<'_, BaselineTaken> {
+        Box::pin(baseline::take(&self.options, out))
     }
 
     fn locate(

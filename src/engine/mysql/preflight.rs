@@ -1,0 +1,244 @@
+//! Whether a MySQL server, or a folder, can be restored into. Looks only, changes nothing.
+//!
+//! **Invariant:** every refusal here is given before anything was changed, and says what to do.
+
+use super::baseline::{self, SYSTEM_SCHEMAS};
+use super::load::CLIENT;
+use super::{ask, server, tools};
+use crate::engine::Needs;
+use crate::error::{Class, Error, Result};
+use crate::record::Server;
+use mysql_async::{Conn, Row};
+use std::io::ErrorKind;
+use std::path::Path;
+
+/// What the account needs on a target, each with what stands for it.
+const PRIVILEGES: [&[&str]; 19] = [
+    &["SELECT"],
+    &["INSERT"],
+    &["UPDATE"],
+    &["DELETE"],
+    &["CREATE"],
+    &["DROP"],
+    &["ALTER"],
+    &["REFERENCES"],
+    &["TRIGGER"],
+    &["EVENT"],
+    &["CREATE VIEW"],
+    &["CREATE ROUTINE"],
+    &["ALTER ROUTINE"],
+    &["CREATE USER"],
+    &["RELOAD"],
+    &["LOCK TABLES"],
+    &["REPLICATION_SLAVE_ADMIN", "SUPER"],
+    &["SYSTEM_VARIABLES_ADMIN", "SUPER"],
+    &["SET_ANY_DEFINER", "SET_USER_ID"],
+];
+
+/// Looks at a running server.
+pub(super) async fn running(conn: &mut Conn, needs: &Needs, at: &str) -> Result<Server> {
+    let asking = || format!("ask {at} what it is");
+    let facts = "SELECT @@version, @@server_uuid, @@server_id";
+    let facts = ask::first::<(String, String, u32)>(conn, facts, asking).await;
+    if ask::server_code(&facts) == Some(1193) {
+        // MariaDB has no server_uuid.
+        return Err(Error::refused(format!("{at} is not a MySQL server"))
+            .hint("a MySQL source is restored into MySQL, not into MariaDB"));
+    }
+    let (version, identity, server_id) = facts?
+        .ok_or_else(|| Error::unavailable(format!("{at} does not say which version it is")))?;
+    check_version(at, &version, needs)?;
+    if needs.sources.contains(&identity) {
+        return Err(Error::refused(format!("{at} is a source of this archive ({identity})"))
+            .hint("restore into another server; a source is never written to"));
+    }
+    if server_id == 0 || needs.origins.contains(&server_id) {
+        let free = free_server_id(&needs.origins);
+        return Err(Error::refused(format!(
+            "{at} has server_id {server_id}, as servers in the archive have: \
+             it would drop their transactions as its own"
+        ))
+        .hint(format!("SET PERSIST server_id = {free}")));
+    }
+    check_empty(conn, at).await?;
+    check_alone(conn, at).await?;
+    check_settings(conn, at).await?;
+    check_privileges(conn, at).await?;
+    Ok(Server { version, identity })
+}
+
+/// Looks at a folder and at the programs that are needed to fill it.
+pub(super) async fn folder(dir: &Path, needs: &Needs) -> Result<Server> {
+    match std::fs::read_dir(dir).map(|mut entries| entries.next().is_none()) {
+        Ok(true) => {}
+        Ok(false) => {
+            return Err(Error::refused(format!("{} is not empty", dir.display()))
+                .hint("name another folder with --into, or move this one away"));
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        Err(error) => {
+            return Err(
+                Error::new(Class::Refused, format!("look into {}", dir.display())).source(error)
+            );
+        }
+    }
+    let version = tools::program_version(server::PROGRAM, server::PACKAGE).await?;
+    check_version(&format!("{} on PATH", server::PROGRAM), &version, needs)?;
+    Ok(Server { version, identity: String::new() })
+}
+
+/// Looks for the client program.
+pub(super) async fn client(needs: &Needs) -> Result<()> {
+    let version = tools::program_version(CLIENT, baseline::CLIENT_PACKAGE).await?;
+    if tools::is_mariadb(&version) && !tools::is_mariadb(&needs.version) {
+        return Err(Error::unavailable(format!(
+            "{CLIENT} on PATH is MariaDB's ({version}) and cannot load a dump of MySQL"
+        ))
+        .hint(format!("install {}", baseline::CLIENT_PACKAGE)));
+    }
+    Ok(())
+}
+
+/// A `server_id` that no event in the archive carries.
+pub(super) fn free_server_id(origins: &[u32]) -> u32 {
+    loop {
+        let id = rand::random_range(1..u32::MAX);
+        if !origins.contains(&id) {
+            return id;
+        }
+    }
+}
+
+fn check_version(what: &str, version: &str, needs: &Needs) -> Result<()> {
+    if needs.version.is_empty() {
+        return Ok(());
+    }
+    if tools::is_mariadb(version) != tools::is_mariadb(&needs.version) {
+        return Err(Error::refused(format!(
+            "{what} is {version}, the source was {}",
+            needs.version
+        ))
+        .hint("MySQL is restored into MySQL, MariaDB into MariaDB"));
+    }
+    let number = |text: &str| {
+        tools::major_minor(text)
+            .ok_or_else(|| Error::refused(format!("{text:?} is no version that can be compared")))
+    };
+    if number(version)? < number(&needs.version)? {
+        return Err(Error::refused(format!(
+            "{what} is {version}, older than the source ({})",
+            needs.version
+        ))
+        .hint("restore into a server of the source's version or a newer one"));
+    }
+    Ok(())
+}
+
+async fn check_empty(conn: &mut Conn, at: &str) -> Result<()> {
+    let schemas: Vec<String> = ask::rows(
+        conn,
+        format!(
+            "SELECT SCHEMA_NAME FROM information_schema.SCHEMATA \
+             WHERE SCHEMA_NAME NOT IN ({SYSTEM_SCHEMAS}) ORDER BY 1 LIMIT 5"
+        ),
+        || format!("list the schemas of {at}"),
+    )
+    .await?;
+    if schemas.is_empty() {
+        return Ok(());
+    }
+    Err(Error::refused(format!("{at} is not empty: it has {}", schemas.join(", ")))
+        .hint("restore into a fresh server, or into a folder with --into"))
+}
+
+/// Neither a replica itself, nor a source of others.
+async fn check_alone(conn: &mut Conn, at: &str) -> Result<()> {
+    let channels: Vec<Row> =
+        ask::rows(conn, "SHOW REPLICA STATUS", || format!("ask {at} for replication")).await?;
+    if !channels.is_empty() {
+        return Err(Error::refused(format!("{at} is configured as a replica"))
+            .hint("STOP REPLICA; RESET REPLICA ALL"));
+    }
+    let replicas: Vec<Row> =
+        ask::rows(conn, "SHOW REPLICAS", || format!("ask {at} for its replicas")).await?;
+    if !replicas.is_empty() {
+        return Err(Error::refused(format!("{at} has {} replicas", replicas.len()))
+            .hint("detach them first: they would take over everything that is restored"));
+    }
+    Ok(())
+}
+
+async fn check_settings(conn: &mut Conn, at: &str) -> Result<()> {
+    let settings: Option<(String, String, bool, bool)> = ask::first(
+        conn,
+        "SELECT @@GLOBAL.gtid_mode, @@GLOBAL.enforce_gtid_consistency, \
+             @@GLOBAL.read_only, @@GLOBAL.super_read_only",
+        || format!("read the settings of {at}"),
+    )
+    .await?;
+    let (gtid_mode, consistency, read_only, super_read_only) =
+        settings.ok_or_else(|| Error::unavailable(format!("{at} does not show its settings")))?;
+    if gtid_mode != "ON" || consistency != "ON" {
+        let steps = ["OFF", "OFF_PERMISSIVE", "ON_PERMISSIVE", "ON"];
+        let from = steps.iter().position(|step| *step == gtid_mode).unwrap_or(0) + 1;
+        let modes = steps.get(from..).unwrap_or_default().iter();
+        let statements = std::iter::once("SET PERSIST enforce_gtid_consistency = ON".to_owned())
+            .chain(modes.map(|mode| format!("SET PERSIST gtid_mode = {mode}")));
+        return Err(Error::refused(format!(
+            "{at} has gtid_mode = {gtid_mode} and enforce_gtid_consistency = {consistency}"
+        ))
+        .hint(statements.collect::<Vec<_>>().join("; ")));
+    }
+    if read_only || super_read_only {
+        return Err(Error::refused(format!("{at} is read-only"))
+            .hint("SET GLOBAL super_read_only = OFF; SET GLOBAL read_only = OFF"));
+    }
+    Ok(())
+}
+
+async fn check_privileges(conn: &mut Conn, at: &str) -> Result<()> {
+    let refused = |what: String| {
+        Error::refused(format!("{at}: the account may not restore: {what}"))
+            .hint("connect as an account with ALL ON *.* WITH GRANT OPTION, such as root")
+    };
+    let missing = match baseline::missing_privileges(conn, &PRIVILEGES).await {
+        Err(error) if error.class() == Class::Usage => return Err(refused(error.to_string())),
+        missing => missing?,
+    };
+    if !missing.is_empty() {
+        return Err(refused(format!("it lacks {}", missing.join(", "))));
+    }
+    let grants: Vec<String> =
+        ask::rows(conn, "SHOW GRANTS", || "read our own grants".into()).await?;
+    let can_grant =
+        |line: &String| line.contains(" ON *.* TO ") && line.ends_with(" WITH GRANT OPTION");
+    if !grants.iter().any(can_grant) {
+        return Err(refused("it lacks WITH GRANT OPTION".into()));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rstest::rstest;
+
+    #[rstest]
+    #[case::same("9.7.4", "9.7.4", true)]
+    #[case::newer("26.7.0", "9.7.4", true)]
+    #[case::patch_does_not_count("9.7.3", "9.7.4-2", true)]
+    #[case::older("8.4.9", "9.7.0", false)]
+    #[case::two_digits("8.10.0", "8.9.0", true)]
+    #[case::other_flavour("11.4.2-MariaDB", "9.7.4", false)]
+    #[case::nonsense("x", "9.7.4", false)]
+    fn versions_are_compared_by_number(
+        #[case] have: &str,
+        #[case] needed: &str,
+        #[case] fits: bool,
+    ) {
+        let needs = Needs { version: needed.into(), ..Needs::default() };
+        let checked = check_version("it", have, &needs);
+        assert_eq!(checked.is_ok(), fits);
+        assert!(checked.err().is_none_or(|error| error.class() == Class::Refused));
+    }
+}
