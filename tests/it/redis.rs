@@ -4,3 +4,4 @@
 
 mod capture;
 mod harness;
+mod restore;

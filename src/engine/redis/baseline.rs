@@ -9,7 +9,7 @@
 use super::client::{Link, Sync};
 use super::control::Control;
 use super::rdb::Fields;
-use super::{RedisSource, check_version};
+use super::{RedisSource, version};
 use crate::error::{Class, Error, Result};
 use crate::position::Position;
 use crate::record::BaselineTaken;
@@ -21,7 +21,7 @@ pub(super) async fn take(source: &RedisSource, out: mpsc::Sender<Bytes>) -> Resu
     let endpoint = &source.options.endpoint;
     let mut control = Control::connect(endpoint).await?;
     let server = control.server().await?;
-    check_version(&server.version)?;
+    version::check_captured(&server.version)?;
     let mut link = Link::connect(endpoint, server.version.strip_suffix("-valkey")).await?;
     if !link.rdb_only().await? {
         // The server then takes us for a replica until the connection is closed below.

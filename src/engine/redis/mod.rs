@@ -2,13 +2,17 @@
 //!
 //! - capture: [`RedisSource`] over `client` (replication connection), `tail`, `ack`, `clock`
 //!   (time index), `history` (why a stream did not go on), `baseline`, `locate`;
-//! - shared: `resp` (the stream's form), `rdb` (a file's head and checksum), `control` (ordinary
-//!   commands).
+//! - restore: [`open_target`] over `replay` (what of the stream is executed), `serve` (pitr as a
+//!   master), `target` (a running server), `folder` (files that a server starts on);
+//! - compare: `digest`;
+//! - shared: `resp` (the stream's form), `rdb` (a file's head and checksum), `version` (who can
+//!   read what), `control` (ordinary commands).
 //!
 //! **Invariant:** the stream's bytes pass through unchanged, and RDB files stay opaque: only a
 //! server of the right version reads keys.
 
 pub mod digest;
+mod version;
 mod rdb;
 mod resp;
 mod control;
@@ -19,17 +23,20 @@ mod history;
 mod baseline;
 mod tail;
 mod locate;
+mod replay;
+mod serve;
+mod target;
+mod folder;
 
-use super::{Located, Source, SourceOptions, Work};
-use crate::error::{Error, Result};
+pub use folder::RedisFolder;
+pub use target::RedisServer;
+
+use super::{Destination, Located, Source, SourceOptions, Target, TargetOptions, Work};
+use crate::error::Result;
 use crate::position::Position;
 use crate::record::{BaselineTaken, Captured, Piece};
 use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
-
-/// The oldest version that is captured: older ones replicate relative expiry times, which mean
-/// something else when they are replayed (`replication.c` before 7.0).
-const VERSION_MIN: (u32, u32) = (7, 0);
 
 /// A Redis or Valkey server that is captured from.
 #[derive(Debug)]
@@ -68,20 +75,10 @@ impl Source for RedisSource {
     }
 }
 
-/// Major and minor number of a version.
-fn major_minor(version: &str) -> Option<(u32, u32)> {
-    let mut numbers = version.split(['.', '-']);
-    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
-}
-
-/// Refuses sources whose stream cannot be replayed faithfully.
-fn check_version(version: &str) -> Result<()> {
-    match major_minor(version) {
-        Some(version) if version >= VERSION_MIN => Ok(()),
-        _ => Err(Error::usage(format!(
-            "Redis {version} cannot be captured: before 7.0 the replication stream carries \
-             relative expiry times"
-        ))
-        .hint("upgrade the source to Redis 7.0 or newer, or Valkey")),
+/// The target that `options` describe. Nothing is connected to or written yet.
+pub fn open_target(options: TargetOptions) -> Box<dyn Target> {
+    match options.destination.clone() {
+        Destination::Running(endpoint) => Box::new(RedisServer::new(options, endpoint)),
+        Destination::Folder(dir) => Box::new(RedisFolder::new(options, dir)),
     }
 }

@@ -182,11 +182,6 @@ impl Scanner {
         self.state == State::Start && !self.in_multi
     }
 
-    /// Whether the next byte begins a command.
-    pub(crate) fn at_command_start(&self) -> bool {
-        self.state == State::Start
-    }
-
     /// Where the record begins that the next byte belongs to.
     pub(crate) fn record_start(&self) -> u64 {
         if self.at_record_start() { self.offset } else { self.record_start }

@@ -13,7 +13,7 @@ use super::client::{Link, SILENCE_MAX, Sync, Transfer};
 use super::clock::{self, Samples};
 use super::control::{Control, Sample};
 use super::resp::{Kind, Scanner};
-use super::{RedisSource, baseline, check_version, history};
+use super::{RedisSource, baseline, history, version};
 use crate::engine::tls;
 use crate::error::{Context, Error, Result};
 use crate::position::Position;
@@ -57,7 +57,7 @@ pub(super) async fn tail(
     let options = &source.options;
     let mut control = Control::connect(&options.endpoint).await?;
     let server = control.server().await?;
-    check_version(&server.version)?;
+    version::check_captured(&server.version)?;
     let skew_micros = control.skew_micros().await?;
     let silence_max = silence_max(&mut control).await;
     let before = history::look(&mut control).await?;

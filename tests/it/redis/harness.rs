@@ -2,12 +2,18 @@
 
 use crate::support::{RedisServer, eventually};
 use bytes::Bytes;
-use pitr::engine::redis::RedisSource;
-use pitr::engine::{Endpoint, Source, SourceOptions};
+use pitr::clock::Timestamp;
+use pitr::engine::digest::Digest;
+use pitr::engine::redis::{RedisSource, open_target};
+use pitr::engine::{Destination, Endpoint, Needs, Source, SourceOptions, Target, TargetOptions};
 use pitr::error::Error;
-use pitr::manifest::EngineKind;
+use pitr::manifest::{BaselineMeta, EngineKind, FORMAT};
 use pitr::position::Position;
-use pitr::record::{BaselineTaken, CHUNK_BYTES, Captured, Chunk, Continuity, Mark, Server};
+use pitr::record::{
+    Applied, BaselineTaken, CHUNK_BYTES, Captured, Chunk, Continuity, Cut, Mark, OpenLog, Piece,
+    Server,
+};
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
@@ -41,6 +47,60 @@ impl Kept {
     /// Offset after the last byte.
     pub(super) fn end(&self) -> u64 {
         self.start().offset + self.bytes.len() as u64
+    }
+
+    pub(super) fn needs(&self) -> Needs {
+        Needs { version: self.server.version.clone(), ..Needs::default() }
+    }
+
+    /// The first baseline, as the archive describes it.
+    fn baseline(&self) -> (BaselineMeta, Vec<u8>) {
+        let (taken, bytes) = &self.baselines[0];
+        let bytes = bytes.clone().unwrap();
+        let meta = BaselineMeta {
+            format: FORMAT,
+            archive: String::new(),
+            source: "shop-redis".into(),
+            engine: EngineKind::Redis,
+            server: taken.server.clone(),
+            timeline: 1,
+            name: "base.rdb.zst".into(),
+            position: taken.position.clone(),
+            at: taken.at,
+            begun_at: Timestamp::now(),
+            finished_at: Timestamp::now(),
+            bytes_raw: bytes.len() as u64,
+            bytes_stored: 0,
+            digest: String::new(),
+        };
+        (meta, bytes)
+    }
+
+    /// The log since the last `Opened`, as the archive gives it back.
+    fn open_log(&self) -> OpenLog {
+        let mut pieces = vec![];
+        let mut bounds = vec![self.start().clone()];
+        bounds.extend(self.logs.clone());
+        for (i, at) in bounds.iter().enumerate() {
+            let end = bounds.get(i + 1).map_or(self.end(), |next| next.offset);
+            let place = |offset: u64| usize::try_from(offset - self.start().offset).unwrap();
+            pieces.push(Piece::Log { at: at.clone(), head: Bytes::new() });
+            for bytes in self.bytes[place(at.offset)..place(end)].chunks(70_001) {
+                pieces.push(Piece::Bytes(Bytes::copy_from_slice(bytes)));
+            }
+        }
+        Arc::new(move || {
+            let (sender, receiver) = mpsc::channel(2);
+            let pieces = pieces.clone();
+            tokio::spawn(async move {
+                for piece in pieces {
+                    if sender.send(Ok(piece)).await.is_err() {
+                        return;
+                    }
+                }
+            });
+            receiver
+        })
     }
 
     fn mark(&mut self, mark: Mark) {
@@ -207,4 +267,106 @@ pub(super) async fn patient(server: &RedisServer) -> redis::aio::MultiplexedConn
     let client = redis::Client::open(server.url()).unwrap();
     let config = redis::AsyncConnectionConfig::new().set_response_timeout(None);
     client.get_multiplexed_async_connection_with_config(&config).await.unwrap()
+}
+
+/// Everything that a server holds, without its connection's own short timeout.
+pub(super) async fn digest(server: &RedisServer) -> Digest {
+    pitr::engine::redis::digest::digest(&mut patient(server).await).await.unwrap()
+}
+
+/// Where a restore goes.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Way {
+    Server,
+    Folder,
+}
+
+/// A server with what was restored, and what was said about it.
+#[derive(Debug)]
+pub(super) struct Restored {
+    pub(super) server: RedisServer,
+    pub(super) applied: Applied,
+    pub(super) check: String,
+    _dir: Option<tempfile::TempDir>,
+}
+
+impl Way {
+    /// Restores up to `cut`, and starts the folder if it is one.
+    pub(super) async fn restore(self, kept: &Kept, cut: &Cut) -> Result<Restored, Error> {
+        match self {
+            Self::Server => {
+                let server = RedisServer::start(&[]).await;
+                let (applied, check) = restore(server_target(&server), kept, cut).await?;
+                Ok(Restored { server, applied, check, _dir: None })
+            }
+            Self::Folder => {
+                let dir = tempfile::tempdir().unwrap();
+                let data = dir.path().join("shop-redis");
+                let (applied, check) = restore(folder(&data), kept, cut).await?;
+                let server = start_on(&data).await;
+                Ok(Restored { server, applied, check, _dir: Some(dir) })
+            }
+        }
+    }
+}
+
+/// Starts a server as the folder's `redis.conf` says, but on a port that is free.
+async fn start_on(data: &Path) -> RedisServer {
+    let conf = std::fs::read_to_string(data.join("redis.conf")).unwrap();
+    let mut args = vec![];
+    for line in conf.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
+        let (name, value) = line.split_once(' ').unwrap();
+        if !matches!(name, "port" | "bind" | "save") {
+            args.push(format!("--{name}"));
+            args.push(value.trim_matches('"').to_owned());
+        }
+    }
+    let server = RedisServer::start(&args.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    // It answers INFO while it loads.
+    eventually("the server has loaded the folder", SOON, async || {
+        let info: String = server.cmd(&["INFO", "persistence"]).await;
+        info.contains("\r\nloading:0\r\n").then_some(())
+    })
+    .await;
+    server
+}
+
+fn options(destination: Destination) -> TargetOptions {
+    TargetOptions {
+        name: "shop-redis".into(),
+        engine: EngineKind::Redis,
+        destination,
+        listen: None,
+    }
+}
+
+pub(super) fn server_target(server: &RedisServer) -> Box<dyn Target> {
+    open_target(options(Destination::Running(endpoint(server))))
+}
+
+pub(super) fn folder(dir: &Path) -> Box<dyn Target> {
+    open_target(options(Destination::Folder(dir.to_owned())))
+}
+
+/// All steps of a restore, in their order.
+pub(super) async fn restore(
+    mut target: Box<dyn Target>,
+    kept: &Kept,
+    cut: &Cut,
+) -> Result<(Applied, String), Error> {
+    target.preflight(&kept.needs()).await?;
+    let (meta, bytes) = kept.baseline();
+    let (sender, pieces) = mpsc::channel(2);
+    let feed = tokio::spawn(async move {
+        for piece in bytes.chunks(100) {
+            if sender.send(Ok(Bytes::copy_from_slice(piece))).await.is_err() {
+                return;
+            }
+        }
+    });
+    target.load(&meta, pieces).await?;
+    feed.await.unwrap();
+    let applied = target.replay(&meta, kept.open_log(), cut).await?;
+    let check = target.finish(&applied).await?;
+    Ok((applied, check))
 }

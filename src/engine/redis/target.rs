@@ -1,0 +1,383 @@
+//! Restores into a running, empty server, as its master.
+//!
+//! `load` makes the target our replica and sends the baseline, `replay` sends the stream up to the
+//! cut on the same connection, `finish` makes it a master of its own.
+//!
+//! **Invariant:** nothing on the target changes before `load`, and `finish` says `Ok` only if the
+//! target acknowledged exactly the last byte of the last record and no command failed on it.
+
+use super::control::Control;
+use super::replay::Replay;
+use super::serve::{Master, Replica};
+use super::{rdb, version};
+use crate::engine::{Endpoint, Needs, Target, TargetOptions, Work};
+use crate::error::{Class, Error, Result};
+use crate::manifest::BaselineMeta;
+use crate::record::{Applied, Cut, OpenLog, Server};
+use bytes::Bytes;
+use std::collections::HashMap;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+/// How long the connection to the target stays without a byte before we send a PING: well below
+/// the `repl-timeout` of 60 s after which it would give us up.
+const PING_AFTER: Duration = Duration::from_secs(5);
+
+/// How long an incomplete record may be to be held back until its end is seen.
+const HELD_MAX: usize = 1 << 20;
+
+/// How long a master may take to notice that it is one.
+const PROMOTION_MAX: Duration = Duration::from_secs(10);
+
+/// A running server that is restored into.
+#[derive(Debug)]
+pub struct RedisServer {
+    options: TargetOptions,
+    endpoint: Endpoint,
+    state: State,
+}
+
+/// How far the restore is.
+#[derive(Debug)]
+enum State {
+    New,
+    /// Fit and unchanged.
+    Fit(Fitness),
+    /// It has the baseline and is our replica.
+    Loaded(Fitness, Replica),
+    /// It has everything up to the cut and is our replica.
+    Replayed(Fitness, Replica),
+    /// A step failed.
+    Failed,
+}
+
+/// What is known of the target before anything is done to it.
+#[derive(Debug, Clone, Copy)]
+struct Fitness {
+    /// How many databases it has, if it tells.
+    databases: Option<u32>,
+    /// Commands of a master that failed on it, over its life.
+    failures: u64,
+}
+
+impl RedisServer {
+    /// A target at `endpoint`. Connects to nothing yet.
+    pub fn new(options: TargetOptions, endpoint: Endpoint) -> Self {
+        Self { options, endpoint, state: State::New }
+    }
+
+    fn take_state(&mut self) -> State {
+        std::mem::replace(&mut self.state, State::Failed)
+    }
+
+    async fn check(&self, needs: &Needs) -> Result<(Server, Fitness)> {
+        let at = &self.endpoint;
+        let mut control = Control::connect(at).await?;
+        let server = control.server().await?;
+        let refused = |why: String| Error::refused(format!("{at} {why}"));
+        if needs.sources.contains(&server.identity) {
+            return Err(refused("is a server that pitr captures from".into())
+                .hint("restore into another server; start an empty one"));
+        }
+        if !version::can_take(&server.version, &needs.version) {
+            return Err(refused(format!(
+                "is version {}, which cannot take the data of version {}",
+                server.version, needs.version
+            ))
+            .hint("start a target of the version that was captured, or a newer one"));
+        }
+        if control.info("cluster").await?.get("cluster_enabled").is_some_and(|on| on == "1") {
+            return Err(refused("is in cluster mode, which knows no REPLICAOF".into())
+                .hint("restore with --into and start the folder, or into a server of its own"));
+        }
+        check_role(&control.info("replication").await?).map_err(refused)?;
+        if control.setting("tls-replication").await.as_deref() == Some("yes") {
+            return Err(refused("wants its master to speak TLS, which pitr does not do".into())
+                .hint(format!(
+                    "on the target: redis-cli -p {} CONFIG SET tls-replication no",
+                    at.port
+                )));
+        }
+        check_empty(&mut control).await?.map_or(Ok(()), |what| {
+            Err(refused(format!("is not empty: it has {what}"))
+                .hint("restore into an empty server, or empty this one with FLUSHALL"))
+        })?;
+        let databases = control.setting("databases").await.and_then(|n| n.parse().ok());
+        let failures = failures(&mut control).await?;
+        Ok((server, Fitness { databases, failures }))
+    }
+
+    /// Makes the target our replica and sends it the baseline.
+    async fn send_baseline(
+        &self,
+        baseline: &BaselineMeta,
+        mut pieces: mpsc::Receiver<Result<Bytes>>,
+    ) -> Result<Replica> {
+        let master = Master::bind(self.options.listen, &self.endpoint).await?;
+        let mut control = Control::connect(&self.endpoint).await?;
+        let (ip, port) = (master.address.ip().to_string(), master.address.port().to_string());
+        let () = control.ask(&["REPLICAOF", &ip, &port]).await?;
+        let mut replica = master.accept().await?;
+        let replid = format!("{:032x}{:08x}", rand::random::<u128>(), rand::random::<u32>());
+        replica.begin_copy(&replid, baseline.bytes_raw).await?;
+        let mut check = rdb::Check::new();
+        // The last piece goes only once the file is known to be sound: a target that gets less
+        // than was announced keeps what it has, which is nothing.
+        let mut last = Bytes::new();
+        while let Some(piece) = pieces.recv().await.transpose()? {
+            check.update(&piece);
+            if check.bytes() > baseline.bytes_raw {
+                break;
+            }
+            replica.copy(&std::mem::replace(&mut last, piece)).await?;
+        }
+        if check.bytes() != baseline.bytes_raw {
+            return Err(Error::corrupt(format!(
+                "{} gave {} bytes instead of {}",
+                baseline.name,
+                check.bytes(),
+                baseline.bytes_raw
+            )));
+        }
+        check.finish().map_err(|e| e.context(&baseline.name))?;
+        replica.copy(&last).await?;
+        // Its first acknowledgement says that it has loaded the file.
+        while replica.applied(0, Instant::now() + PING_AFTER).await?.is_none() {
+            replica.say(&[b"PING"]).await?;
+        }
+        Ok(replica)
+    }
+
+    /// Sends the stream up to the cut, and waits until the target has applied it.
+    async fn send_stream(
+        &self,
+        replica: &mut Replica,
+        fitness: Fitness,
+        baseline: &BaselineMeta,
+        log: OpenLog,
+        cut: &Cut,
+    ) -> Result<Applied> {
+        let mut replay = Replay::new(log(), &baseline.position, cut, fitness.databases)?;
+        let mut held = vec![];
+        // Our own count behind the last record sent.
+        let mut whole = replica.sent();
+        loop {
+            let step = match tokio::time::timeout(PING_AFTER, replay.next()).await {
+                Ok(Ok(Some(step))) => step,
+                Ok(Ok(None)) => break,
+                Ok(Err(error)) => return Err(error),
+                // A slow archive must not look like a dead master.
+                Err(_) if replica.sent() == whole => {
+                    replica.say(&[b"PING"]).await?;
+                    whole = replica.sent();
+                    continue;
+                }
+                Err(_) => continue,
+            };
+            let ready = step.whole.map(|n| held.len() + n);
+            held.extend_from_slice(&step.bytes);
+            let now = match ready {
+                Some(ready) => ready,
+                None if held.len() > HELD_MAX => held.len(),
+                None => 0,
+            };
+            replica.send(held.get(..now).unwrap_or_default()).await?;
+            held.drain(..now);
+            if ready.is_some() {
+                whole = replica.sent();
+            }
+        }
+        // What is held belongs to a record that the cut goes through. If part of it was sent,
+        // the target never gets its end and forgets it when it stops being our replica.
+        let between_records = replica.sent() == whole;
+        let applied = loop {
+            if between_records {
+                replica.say(&[b"REPLCONF", b"GETACK", b"*"]).await?;
+            }
+            if let Some(at) = replica.applied(whole, Instant::now() + PING_AFTER).await? {
+                break at;
+            }
+        };
+        if !between_records && applied != whole {
+            return Err(Error::bug(format!(
+                "the target is at {applied} although the last record ends at {whole}"
+            )));
+        }
+        Ok(replay.finish().await)
+    }
+
+    /// Makes the target a master and checks it.
+    async fn promote(&self, fitness: Fitness, applied: &Applied) -> Result<String> {
+        let mut control = Control::connect(&self.endpoint).await?;
+        let failed = failures(&mut control).await?.saturating_sub(fitness.failures);
+        let before = keys(&mut control).await?;
+        let expired_before = expired(&mut control).await?;
+        let () = control.ask(&["REPLICAOF", "NO", "ONE"]).await?;
+        let deadline = Instant::now() + PROMOTION_MAX;
+        while control.info("replication").await?.get("role").is_none_or(|role| role != "master") {
+            if Instant::now() > deadline {
+                let at = &self.endpoint;
+                return Err(Error::new(Class::Finding, format!("{at} stays a replica")));
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        if failed > 0 {
+            return Err(Error::new(
+                Class::Finding,
+                format!("{failed} of the commands sent failed on {}", self.endpoint),
+            )
+            .hint("its log names them; a module or a renamed command may be missing there"));
+        }
+        let expired = expired(&mut control).await?.saturating_sub(expired_before);
+        Ok(format!(
+            "the server acknowledged the last of {} records and none failed; it held {} keys in \
+             {} databases, {} of them with an expiry, and {expired} have expired since",
+            applied.records, before.keys, before.databases, before.expires
+        ))
+    }
+
+    /// After a failure: the target must not go on asking us for data.
+    async fn let_go(&self, error: Error) -> Error {
+        let undo = async {
+            let () =
+                Control::connect(&self.endpoint).await?.ask(&["REPLICAOF", "NO", "ONE"]).await?;
+            Ok::<_, Error>(())
+        };
+        match undo.await {
+            Ok(()) => error,
+            Err(undo) => {
+                tracing::warn!(target_server = %self.endpoint, error = %undo, "it is still told to replicate from pitr; REPLICAOF NO ONE ends that");
+                error
+            }
+        }
+    }
+}
+
+impl Target for RedisServer {
+    fn preflight<'a>(&'a mut self, needs: &'a Needs) -> Work<'a, Server> {
+        Box::pin(async move {
+            let (server, fitness) = self.check(needs).await?;
+            self.state = State::Fit(fitness);
+            Ok(server)
+        })
+    }
+
+    fn load<'a>(
+        &'a mut self,
+        baseline: &'a BaselineMeta,
+        pieces: mpsc::Receiver<Result<Bytes>>,
+    ) -> Work<'a, ()> {
+        Box::pin(async move {
+            let State::Fit(fitness) = self.take_state() else {
+                return Err(Error::bug("load without preflight"));
+            };
+            match self.send_baseline(baseline, pieces).await {
+                Ok(replica) => {
+                    self.state = State::Loaded(fitness, replica);
+                    Ok(())
+                }
+                Err(error) => Err(self.let_go(error).await),
+            }
+        })
+    }
+
+    fn replay<'a>(
+        &'a mut self,
+        baseline: &'a BaselineMeta,
+        log: OpenLog,
+        cut: &'a Cut,
+    ) -> Work<'a, Applied> {
+        Box::pin(async move {
+            let State::Loaded(fitness, mut replica) = self.take_state() else {
+                return Err(Error::bug("replay without load"));
+            };
+            match self.send_stream(&mut replica, fitness, baseline, log, cut).await {
+                Ok(applied) => {
+                    self.state = State::Replayed(fitness, replica);
+                    Ok(applied)
+                }
+                Err(error) => Err(self.let_go(error).await),
+            }
+        })
+    }
+
+    fn finish<'a>(&'a mut self, applied: &'a Applied) -> Work<'a, String> {
+        Box::pin(async move {
+            let State::Replayed(fitness, replica) = self.take_state() else {
+                return Err(Error::bug("finish without replay"));
+            };
+            let said = self.promote(fitness, applied).await;
+            // The connection stands until here: a target that lost it would only try again.
+            drop(replica);
+            said
+        })
+    }
+}
+
+/// Whether the fields of INFO replication are those of a master without replicas.
+fn check_role(replication: &HashMap<String, String>) -> Result<(), String> {
+    if replication.get("role").is_none_or(|role| role != "master") {
+        return Err("is a replica of another server".into());
+    }
+    match replication.get("connected_slaves").map(String::as_str) {
+        Some("0") | None => Ok(()),
+        Some(n) => Err(format!("has replicas attached ({n})")),
+    }
+}
+
+/// What stands in the way of calling the target empty.
+async fn check_empty(control: &mut Control) -> Result<Option<String>> {
+    let mut keyspace: Vec<_> = control.info("keyspace").await?.into_iter().collect();
+    keyspace.retain(|(name, _)| name.starts_with("db"));
+    keyspace.sort();
+    if let Some((name, fields)) = keyspace.first() {
+        let keys = field(fields, "keys").unwrap_or(0);
+        return Ok(Some(format!("{keys} keys in {name}")));
+    }
+    let functions: Vec<::redis::Value> = control.ask(&["FUNCTION", "LIST"]).await?;
+    Ok((!functions.is_empty()).then(|| format!("{} function libraries", functions.len())))
+}
+
+/// Commands from a master that failed, over the server's life (`networking.c`,
+/// `afterErrorReply`).
+async fn failures(control: &mut Control) -> Result<u64> {
+    stat(control, "unexpected_error_replies").await
+}
+
+async fn expired(control: &mut Control) -> Result<u64> {
+    stat(control, "expired_keys").await
+}
+
+async fn stat(control: &mut Control, name: &str) -> Result<u64> {
+    let stats = control.info("stats").await?;
+    stats.get(name).and_then(|n| n.parse().ok()).ok_or_else(|| {
+        Error::new(Class::Finding, format!("the target does not say {name} in INFO stats"))
+    })
+}
+
+/// How much a server holds.
+#[derive(Debug, Default)]
+struct Holdings {
+    databases: u64,
+    keys: u64,
+    expires: u64,
+}
+
+async fn keys(control: &mut Control) -> Result<Holdings> {
+    let mut sum = Holdings::default();
+    for (name, fields) in control.info("keyspace").await? {
+        if name.starts_with("db") {
+            sum.databases += 1;
+            sum.keys += field(&fields, "keys").unwrap_or(0);
+            sum.expires += field(&fields, "expires").unwrap_or(0);
+        }
+    }
+    Ok(sum)
+}
+
+/// One number of `keys=3,expires=1,avg_ttl=0`.
+fn field(fields: &str, name: &str) -> Option<u64> {
+    let mut pairs = fields.split(',').filter_map(|pair| pair.split_once('='));
+    pairs.find(|(key, _)| *key == name).and_then(|(_, value)| value.parse().ok())
+}
