@@ -160,7 +160,7 @@ async fn a_key_that_expired_meanwhile_is_replayed_as_it_was_alive(#[case] way: W
     run(&mut conn, &format!("RPUSH l a\nPEXPIREAT l {soon}\nRPUSH l b\nPERSIST l")).await;
     run(&mut conn, &format!("SET gone 1 PXAT {soon}\nSET stays 1 PXAT 33000000000042")).await;
     let end = capture.caught_up(&source).await;
-    tokio::time::sleep(Duration::from_millis(2000)).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
     let kept = capture.stop().await;
     let restored = way.restore(&kept, &Cut::At(end)).await.unwrap();
     let server = &restored.server;
