@@ -280,6 +280,9 @@ impl Transfer {
 
     /// Takes bytes of the file off the buffer, and the mark behind them.
     fn take(&mut self, buffer: &mut BytesMut) -> Option<Bytes> {
+        if self.over {
+            return None;
+        }
         let piece = match &mut self.form {
             Form::Counted(left) => {
                 let n = usize::try_from(*left).unwrap_or(usize::MAX).min(buffer.len());
