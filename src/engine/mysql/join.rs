@@ -9,10 +9,10 @@
 use super::gtid::GtidSet;
 use super::sql;
 use crate::clock::Timestamp;
+use crate::engine::Endpoint;
 use crate::error::{Error, Result};
 use crate::position::Position;
 use mysql_async::{Conn, Row};
-use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 /// The oldest server whose transactions say how long they are and when they were committed.
@@ -28,8 +28,8 @@ const COMMIT_PATIENCE: Duration = Duration::from_secs(15);
 /// How often the source's clock is read in one measurement; the quickest reading counts.
 const CLOCK_READINGS: u32 = 5;
 
-/// How often the clocks are compared while the stream is live.
-const CLOCK_EVERY: Duration = Duration::from_secs(10);
+/// How long a question beside the live stream may take: the stream waits for it.
+const ASIDE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// What a source says about itself.
 #[derive(Debug, Clone)]
@@ -42,8 +42,15 @@ pub(crate) struct Facts {
     pub(crate) server_id: u32,
     /// `@@gtid_executed`.
     pub(crate) executed: GtidSet,
+    /// `@@gtid_purged`: what it has executed and has in no file, because the file is gone or
+    /// because it was only told so.
+    pub(crate) purged: GtidSet,
     /// The file that it writes, and how far.
     pub(crate) current: (String, u64),
+    /// How far its clock is ahead of this host's, in µs; negative if it is behind.
+    pub(crate) skew_micros: i64,
+    /// The statement that shows the current file.
+    status: &'static str,
     /// All of its files with their sizes, in order.
     pub(crate) files: Vec<(String, u64)>,
 }
@@ -71,13 +78,17 @@ pub(crate) async fn look(conn: &mut Conn, peer: &str) -> Result<Facts> {
             ));
     }
     let ask = if number >= NEW_WORDS { "SHOW BINARY LOG STATUS" } else { "SHOW MASTER STATUS" };
-    let status: Row = sql::row(conn, peer, ask).await?;
+    let status = ask;
+    let row: Row = sql::row(conn, peer, status).await?;
     // The list is read after the current file, so it has that one, unless it was purged since.
     let files: Vec<Row> = sql::rows(conn, peer, "SHOW BINARY LOGS").await?;
     let files = files.iter().map(|row| file(peer, row)).collect::<Result<_>>()?;
-    let current = file(peer, &status)?;
+    let current = file(peer, &row)?;
     let executed = executed(conn, peer).await?;
-    Ok(Facts { version, uuid, server_id, executed, current, files })
+    let (purged,): (String,) = sql::row(conn, peer, "SELECT @@GLOBAL.gtid_purged").await?;
+    let purged = purged.parse()?;
+    let skew_micros = skew(conn, peer).await?;
+    Ok(Facts { version, uuid, server_id, executed, purged, current, skew_micros, status, files })
 }
 
 /// The first two columns of a row that begins with a file and a number.
@@ -222,61 +233,68 @@ async fn never_executed(
     Ok(None)
 }
 
-/// How far the source's clock is ahead of this host's.
-#[derive(Debug, Default)]
-pub(crate) struct Skew(AtomicI64);
+/// How far the source's clock is ahead of this host's, in µs.
+async fn skew(conn: &mut Conn, peer: &str) -> Result<i64> {
+    let mut best: Option<(Duration, i64)> = None;
+    for _ in 0..CLOCK_READINGS {
+        let before = Timestamp::now();
+        let source = clock(conn, peer).await?;
+        let after = Timestamp::now();
+        let middle = before.as_micros().midpoint(after.as_micros());
+        let took = after.since(before);
+        if best.is_none_or(|(quickest, _)| took < quickest) {
+            best = Some((took, source.as_micros().saturating_sub(middle)));
+        }
+    }
+    Ok(best.map_or(0, |(_, skew)| skew))
+}
 
-impl Skew {
-    /// In µs; negative if the source's clock is behind.
-    pub(crate) fn micros(&self) -> i64 {
-        self.0.load(Ordering::Relaxed)
+async fn clock(conn: &mut Conn, peer: &str) -> Result<Timestamp> {
+    // Unlike NOW(), UTC_TIMESTAMP() does not repeat itself when the clocks go back.
+    let ask = "SELECT TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6))";
+    let (micros,): (i64,) = sql::row(conn, peer, ask).await?;
+    Ok(Timestamp::from_micros(micros))
+}
+
+/// A connection beside the dump, which asks whether the source still writes the log that is read.
+///
+/// A dump does not notice that the source was reset: it waits at the end of a file that is gone,
+/// and goes on sending heartbeats.
+#[derive(Debug)]
+pub(crate) struct Aside<'a> {
+    endpoint: &'a Endpoint,
+    conn: Option<Conn>,
+}
+
+impl<'a> Aside<'a> {
+    /// Asks over `conn` until that breaks, then over a new one.
+    pub(crate) fn new(endpoint: &'a Endpoint, conn: Conn) -> Self {
+        Self { endpoint, conn: Some(conn) }
     }
 
-    /// What the source's clock shows now.
-    pub(crate) fn source_now(&self) -> Timestamp {
-        Timestamp::now().shifted(self.micros())
-    }
-
-    /// Compares the clocks.
+    /// An instant of the source's clock, and the file it writes and how far, no earlier than that.
+    ///
+    /// The server reads its end under the lock under which commits take their timestamps and are
+    /// written (`LOCK_log`), so everything committed up to that instant lies before that end.
     ///
     /// # Errors
-    /// Unavailable, if the source does not answer.
-    pub(crate) async fn measure(&self, conn: &mut Conn, peer: &str) -> Result<()> {
-        // Without a fixed zone NOW() is ambiguous in the hour when the clocks go back.
-        sql::rows::<Row>(conn, peer, "SET time_zone='+00:00'").await?;
-        let mut best: Option<(Duration, i64)> = None;
-        for _ in 0..CLOCK_READINGS {
-            let before = Timestamp::now();
-            let ask = "SELECT CAST(UNIX_TIMESTAMP(NOW(6)) * 1000000 AS SIGNED)";
-            let (source,): (i64,) = sql::row(conn, peer, ask).await?;
-            let after = Timestamp::now();
-            let middle = before.as_micros().midpoint(after.as_micros());
-            let took = after.since(before);
-            if best.is_none_or(|(quickest, _)| took < quickest) {
-                best = Some((took, source.saturating_sub(middle)));
-            }
-        }
-        if let Some((_, skew)) = best {
-            self.0.store(skew, Ordering::Relaxed);
-        }
-        Ok(())
-    }
-
-    /// Compares the clocks again and again; never returns.
-    ///
-    /// When the connection for it breaks, the last result stays in use and a new connection is
-    /// tried: the stream does not depend on this one.
-    pub(crate) async fn keep(&self, mut conn: Conn, endpoint: &crate::engine::Endpoint) {
-        let peer = endpoint.to_string();
-        loop {
-            tokio::time::sleep(CLOCK_EVERY).await;
-            if let Err(error) = self.measure(&mut conn, &peer).await {
-                tracing::warn!("compare clocks: {error}");
-                match sql::connect(endpoint).await {
-                    Ok(new) => conn = new,
-                    Err(error) => tracing::warn!("compare clocks: {error}"),
-                }
-            }
+    /// Unavailable, if there is no answer in time; the next question gets a new connection.
+    pub(crate) async fn end_of_log(&mut self, facts: &Facts) -> Result<(Timestamp, String, u64)> {
+        let peer = self.endpoint.to_string();
+        let ask = async {
+            let mut conn = match self.conn.take() {
+                Some(conn) => conn,
+                None => sql::connect(self.endpoint).await?,
+            };
+            let at = clock(&mut conn, &peer).await?;
+            let row: Row = sql::row(&mut conn, &peer, facts.status).await?;
+            self.conn = Some(conn);
+            let (file, position) = file(&peer, &row)?;
+            Ok((at, file, position))
+        };
+        match tokio::time::timeout(ASIDE_TIMEOUT, ask).await {
+            Ok(answer) => answer,
+            Err(_) => Err(Error::unavailable(format!("{peer}: no answer in time"))),
         }
     }
 }

@@ -12,7 +12,7 @@ use super::event::{
     Checksum, FormatDescription, Head, Heartbeat, MAGIC, Rotate, body, kind, verify_crc,
 };
 use super::gtid::GtidSet;
-use super::join::{Facts, Skew, Start};
+use super::join::{Aside, Facts, Start};
 use super::packet::{Fragment, FragmentReader};
 use super::stream::{End, Part, Splitter, Track};
 use crate::clock::Timestamp;
@@ -29,9 +29,12 @@ const FLUSH_AFTER: Duration = Duration::from_millis(50);
 /// How long the source may be silent. It sends a heartbeat every second.
 const SILENCE_LIMIT: Duration = Duration::from_secs(30);
 
-/// How far a mark stays behind the source's clock at a heartbeat: a commit takes its timestamp
-/// before it is synced and shows up in the log.
+/// How far a mark stays behind the source's clock. It is proved without a margin (see
+/// [`Aside::end_of_log`]); this one is for clocks that are set back by a little.
 const MARGIN: Duration = Duration::from_secs(1);
+
+/// How long the source may write to its log and send nothing but heartbeats.
+const STUCK_LIMIT: Duration = Duration::from_secs(10);
 
 /// Why a pump stopped.
 #[derive(Debug)]
@@ -67,6 +70,9 @@ enum Hold {
     Open,
 }
 
+/// A file: its name, and when it was begun in s since 1970.
+pub(crate) type FileId = (String, u32);
+
 /// What the source is expected to send next, where it is not just any event of the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Expect {
@@ -85,14 +91,21 @@ enum Expect {
 pub(crate) struct Pump<'a> {
     out: &'a mpsc::Sender<Captured>,
     facts: &'a Facts,
-    skew: &'a Skew,
+    aside: Aside<'a>,
     hold: Hold,
     expect: Expect,
     splitter: Splitter,
     track: Track,
     filling: Filling,
+    /// The end of the log when it was joined at the beginning of a file: what lies before that
+    /// was history already.
+    history: Option<(String, u64)>,
     /// The latest mark that was handed over.
     marked: Option<Timestamp>,
+    /// Since when only heartbeats come although the source has written more.
+    stuck: Option<Instant>,
+    /// The file that is read, as its FORMAT_DESCRIPTION tells it from others of the same name.
+    file: Option<FileId>,
     /// Whether the current event is part of the file.
     stored: bool,
 }
@@ -124,13 +137,16 @@ impl Filling {
 
 impl<'a> Pump<'a> {
     /// A pump for a dump that begins at `start`; gives the file and position to ask for, too.
+    /// `same` is the file that the last stream was in.
     pub(crate) fn new(
         out: &'a mpsc::Sender<Captured>,
         facts: &'a Facts,
-        skew: &'a Skew,
+        aside: Aside<'a>,
         start: Start,
+        same: Option<FileId>,
     ) -> (Self, String, u64) {
         let magic = MAGIC.len() as u64;
+        let history = matches!(start, Start::Begin { .. }).then(|| facts.current.clone());
         let (hold, file, position, gtids) = match start {
             Start::Begin { broken } => {
                 (Hold::Begin { broken }, facts.current.0.clone(), magic, None)
@@ -145,16 +161,21 @@ impl<'a> Pump<'a> {
             }
             Start::File { at, gtids, file } => (Hold::File { at }, file, magic, Some(gtids)),
         };
+        let mut track = Track::new(&file, position, gtids);
+        track.unlogged = Some(facts.purged.clone());
         let pump = Self {
             out,
             facts,
-            skew,
+            aside,
             hold,
             expect: Expect::Rotate,
             splitter: Splitter::default(),
-            track: Track::new(&file, position, gtids),
+            track,
             filling: Filling::default(),
+            history,
             marked: None,
+            stuck: None,
+            file: same,
             stored: false,
         };
         (pump, file, position)
@@ -163,6 +184,11 @@ impl<'a> Pump<'a> {
     /// Whether [`Captured::Opened`] was sent.
     pub(crate) fn is_open(&self) -> bool {
         self.hold == Hold::Open
+    }
+
+    /// The file that is read.
+    pub(crate) fn file(&self) -> Option<FileId> {
+        self.file.clone()
     }
 
     /// Reads until the connection ends or nobody listens any more.
@@ -241,18 +267,21 @@ impl<'a> Pump<'a> {
                 (Expect::Event, kind::FORMAT_DESCRIPTION) => {
                     return Err(self.track.corrupt("a second FORMAT_DESCRIPTION").into());
                 }
-                (Expect::Format, kind::FORMAT_DESCRIPTION) => self.expect = Expect::Event,
+                (Expect::Format, kind::FORMAT_DESCRIPTION) => {
+                    self.expect = Expect::Event;
+                    self.file = Some((self.track.log.clone(), head.timestamp));
+                }
                 (Expect::RepeatedFormat, kind::FORMAT_DESCRIPTION) => {
                     self.expect = Expect::Event;
                     self.track.checksum = FormatDescription::parse(&part.bytes)?.checksum;
-                    self.opened_in_the_middle().await?;
-                    return Ok(());
+                    return self.open_in_the_middle(head.timestamp).await;
                 }
                 (_, _) if head.is_artificial() => return self.made_up(head, &part).await,
                 (Expect::Event, _) => {}
                 _ => return Err(self.track.corrupt("not the beginning of a dump").into()),
             }
             self.check_incident(head)?;
+            self.stuck = None;
             self.stored = !matches!(self.hold, Hold::Walk { .. });
             if self.stored {
                 self.filling.see_origin(head.server_id);
@@ -271,9 +300,12 @@ impl<'a> Pump<'a> {
     /// An INCIDENT says that the source itself lost events: the history breaks off there. One
     /// that lies behind a first capture, or behind a break, is no news.
     fn check_incident(&mut self, head: &Head) -> Result<()> {
-        let (file, position) = &self.facts.current;
-        let is_old = *file == self.track.log && self.track.offset < *position;
-        if head.kind != kind::INCIDENT || is_old {
+        if head.kind != kind::INCIDENT {
+            return Ok(());
+        }
+        let here = &self.track;
+        let before = |(log, end): &(String, u64)| *log == here.log && here.offset < *end;
+        if self.history.as_ref().is_some_and(before) {
             return Ok(());
         }
         self.track.forked = true;
@@ -361,20 +393,26 @@ impl<'a> Pump<'a> {
         }
     }
 
-    async fn opened_in_the_middle(&mut self) -> Result<(), Stop> {
-        if let Hold::Middle { at } = &self.hold {
-            let at = at.clone();
-            self.filling.chunk.start = at.offset;
-            self.open(at, Continuity::Continues).await?;
+    /// Opens the stream in the middle of a file that was begun at this instant.
+    async fn open_in_the_middle(&mut self, begun: u32) -> Result<(), Stop> {
+        let Hold::Middle { at } = &self.hold else { return Ok(()) };
+        let at = at.clone();
+        if self.file.as_ref().is_some_and(|(log, was)| *log == at.log && *was != begun) {
+            return Err(Stop::Broken(format!(
+                "the source has another {} than the one that was captured: it was reset",
+                at.log
+            )));
         }
-        Ok(())
+        self.file = Some((at.log.clone(), begun));
+        self.filling.chunk.start = at.offset;
+        self.open(at, Continuity::Continues).await
     }
 
     async fn open(&mut self, at: Position, continuity: Continuity) -> Result<(), Stop> {
         self.hold = Hold::Open;
         let server =
             Server { version: self.facts.version.clone(), identity: self.facts.uuid.clone() };
-        let skew_micros = self.skew.micros();
+        let skew_micros = self.facts.skew_micros;
         self.send(Captured::Opened { server, at, continuity, skew_micros }).await
     }
 
@@ -441,9 +479,9 @@ impl<'a> Pump<'a> {
         Ok(())
     }
 
-    /// Nothing has happened for a while: everything up to here was handed over or is now.
+    /// Nothing has come for a while. If the source says that its log ends here, then everything
+    /// committed until now was handed over.
     async fn heartbeat(&mut self, version: u8, beat: &Heartbeat) -> Result<(), Stop> {
-        let at = self.skew.source_now().before(MARGIN);
         if self.track.is_open() || self.hold != Hold::Open || self.expect != Expect::Event {
             return Ok(());
         }
@@ -454,11 +492,37 @@ impl<'a> Pump<'a> {
             return Err(self.track.corrupt(&what).into());
         }
         self.flush().await?;
-        if self.marked.is_none_or(|marked| marked < at) {
-            self.marked = Some(at);
-            self.send(Captured::Alive(Mark { offset, at })).await?;
+        let (at, file, position) = match self.aside.end_of_log(self.facts).await {
+            Ok(end) => end,
+            Err(error) => {
+                tracing::warn!("no proof that nothing is missing: {error}");
+                return Ok(());
+            }
+        };
+        let same = file == self.track.log;
+        if same && position == offset {
+            self.stuck = None;
+            return self.mark(at.before(MARGIN)).await;
+        }
+        if same && position < offset {
+            self.track.forked = true;
+            let what = format!("the file has only {position} bytes at the source: it was reset");
+            return Err(self.track.corrupt(&what).into());
+        }
+        // More is to come, unless the dump waits in a file that nobody writes any more.
+        if self.stuck.get_or_insert_with(Instant::now).elapsed() > STUCK_LIMIT {
+            let what = format!("the source writes to {file}:{position} and does not send it");
+            return Err(Error::unavailable(format!("{}:{offset}: {what}", self.track.log)).into());
         }
         Ok(())
+    }
+
+    async fn mark(&mut self, at: Timestamp) -> Result<(), Stop> {
+        if self.marked.is_some_and(|marked| at <= marked) {
+            return Ok(());
+        }
+        self.marked = Some(at);
+        self.send(Captured::Alive(Mark { offset: self.track.offset, at })).await
     }
 
     /// Hands over what there is, unless the stream is not open yet.

@@ -170,6 +170,9 @@ pub(crate) struct Track {
     pub(crate) checksum: Checksum,
     /// Whether this file's PREVIOUS_GTIDS, the second of its events, is still to come.
     pub(crate) awaits_gtids: bool,
+    /// What a server has executed and never logged (`gtid_purged` that was set by hand): no
+    /// PREVIOUS_GTIDS has it. `None` if that is not known, and a list that lacks something passes.
+    pub(crate) unlogged: Option<GtidSet>,
     /// Whether what comes is not the continuation of what came before.
     pub(crate) forked: bool,
     open: Option<Open>,
@@ -190,6 +193,7 @@ impl Track {
             gtids,
             checksum: Checksum::None,
             awaits_gtids: offset == MAGIC.len() as u64,
+            unlogged: None,
             forked: false,
             open: None,
             event_end: offset,
@@ -206,8 +210,8 @@ impl Track {
         if self.is_open() {
             return Err(self.corrupt("the file ends within a transaction"));
         }
-        let gtids = self.gtids.take();
-        *self = Self::new(log, MAGIC.len() as u64, gtids);
+        let (gtids, unlogged) = (self.gtids.take(), self.unlogged.take());
+        *self = Self { unlogged, ..Self::new(log, MAGIC.len() as u64, gtids) };
         Ok(())
     }
 
@@ -307,19 +311,20 @@ impl Track {
     fn previous_gtids(&mut self, said: GtidSet) -> Result<()> {
         self.awaits_gtids = false;
         let Some(known) = &self.gtids else {
-            self.gtids = Some(said);
+            let mut executed = said;
+            executed.union_with(self.unlogged.as_ref().unwrap_or(&GtidSet::default()));
+            self.gtids = Some(executed);
             return Ok(());
         };
-        if *known == said {
-            return Ok(());
-        }
-        self.forked = true;
         let (missing, extra) = (said.subtract(known), known.subtract(&said));
-        let why = if missing.is_empty() {
+        let why = if !missing.is_empty() {
+            format!("its list of executed transactions has {missing}, which never came")
+        } else if self.unlogged.as_ref().is_some_and(|unlogged| !extra.is_subset(unlogged)) {
             format!("its list of executed transactions lacks {extra}, which came before")
         } else {
-            format!("its list of executed transactions has {missing}, which never came")
+            return Ok(());
         };
+        self.forked = true;
         Err(self.corrupt(&why))
     }
 

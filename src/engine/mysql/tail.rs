@@ -14,8 +14,8 @@
 //! [`Continuity::Broken`]: crate::record::Continuity::Broken
 
 use super::client::{Client, Replica};
-use super::join::{self, Facts, Skew, Start};
-use super::pump::{Pump, Stop};
+use super::join::{self, Aside, Facts, Start};
+use super::pump::{FileId, Pump, Stop};
 use super::{baseline, locate, sql};
 use crate::engine::{Located, Source, SourceOptions, Work};
 use crate::error::{Error, Result};
@@ -38,6 +38,8 @@ pub struct MysqlSource {
 struct Memory {
     /// The server that the last stream came from.
     uuid: Option<String>,
+    /// The file that it was in.
+    file: Option<FileId>,
     /// Why that stream cannot be continued.
     broken: Option<String>,
 }
@@ -65,56 +67,48 @@ impl MysqlSource {
         let endpoint = &self.options.endpoint;
         let peer = endpoint.to_string();
         let mut conn = sql::connect(endpoint).await?;
-        let skew = Skew::default();
-        skew.measure(&mut conn, &peer).await?;
         let facts = join::look(&mut conn, &peer).await?;
         let memory = self.memory();
         let start = match memory.broken {
             Some(reason) if resume.is_some() => Start::Begin { broken: Some(reason) },
             _ => join::decide(&mut conn, &peer, &facts, resume, memory.uuid.as_deref()).await?,
         };
-        let stop = self.pump(out, &facts, &skew, start, Some(conn)).await?;
+        let stop = self.pump(out, &facts, start, conn).await?;
         let Stop::Broken(reason) = stop else { return self.end(stop) };
         // The bytes did not prove what SQL had left open.
         let mut conn = sql::connect(endpoint).await?;
         let facts = join::look(&mut conn, &peer).await?;
         let start = Start::Begin { broken: Some(reason) };
-        let stop = self.pump(out, &facts, &skew, start, Some(conn)).await?;
+        let stop = self.pump(out, &facts, start, conn).await?;
         self.end(stop)
     }
 
-    /// One dump, until it stops. Beside it the clocks are compared over `conn`.
+    /// One dump, until it stops. `conn` is for questions beside it.
     async fn pump(
         &self,
         out: &mpsc::Sender<Captured>,
         facts: &Facts,
-        skew: &Skew,
         start: Start,
-        mut conn: Option<mysql_async::Conn>,
+        conn: mysql_async::Conn,
     ) -> Result<Stop> {
         let endpoint = &self.options.endpoint;
         let mut replica = self.replica.clone();
         if replica.server_id == facts.server_id {
             replica.server_id ^= 1;
         }
-        let (mut pump, file, position) = Pump::new(out, facts, skew, start);
+        let aside = Aside::new(endpoint, conn);
+        let (mut pump, file, position) = Pump::new(out, facts, aside, start, self.memory().file);
         let reader = Client::connect(endpoint).await?.dump(&replica, &file, position).await?;
-        let clock = async {
-            if let Some(conn) = conn.take() {
-                skew.keep(conn, endpoint).await;
-            }
-            std::future::pending().await
-        };
-        let stop = tokio::select! {
-            stop = pump.run(reader) => stop,
-            never = clock => never,
-        };
-        let opened = pump.is_open();
+        let stop = pump.run(reader).await;
         self.remember(match &stop {
-            Stop::BrokeOff(error) => Memory { uuid: None, broken: Some(error.to_string()) },
-            _ if opened => Memory { uuid: Some(facts.uuid.clone()), broken: None },
+            Stop::BrokeOff(error) => {
+                Memory { broken: Some(error.to_string()), ..Memory::default() }
+            }
+            _ if pump.is_open() => {
+                Memory { uuid: Some(facts.uuid.clone()), file: pump.file(), broken: None }
+            }
             // The next connection trusts nothing and walks.
-            _ => Memory { uuid: None, ..self.memory() },
+            _ => Memory { uuid: None, file: None, ..self.memory() },
         });
         Ok(stop)
     }

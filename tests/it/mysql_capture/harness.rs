@@ -193,6 +193,8 @@ fn times(file: &std::path::Path) -> Vec<(u64, Timestamp)> {
 /// A capture that runs.
 pub(super) struct Capture {
     kept: Arc<Mutex<Kept>>,
+    /// How often a stream was opened before.
+    before: usize,
     task: JoinHandle<Result<()>>,
     stop: tokio::sync::oneshot::Sender<()>,
 }
@@ -205,7 +207,7 @@ impl Capture {
 
     /// Goes on behind the last whole record of what is kept.
     pub(super) fn go_on(source: &Arc<MysqlSource>, kept: Kept) -> Self {
-        let resume = kept.whole.clone();
+        let (resume, before) = (kept.whole.clone(), kept.opened.len());
         let kept = Arc::new(Mutex::new(kept));
         let (out, mut chunks) = mpsc::channel(2);
         let (stop, mut stopped) = tokio::sync::oneshot::channel();
@@ -227,7 +229,7 @@ impl Capture {
             };
             tokio::join!(tail, collect).0
         });
-        Self { kept, task, stop }
+        Self { kept, before, task, stop }
     }
 
     pub(super) fn kept(&self) -> Kept {
@@ -250,14 +252,15 @@ impl Capture {
         let (file, position): (String, u64) = status(server).await;
         self.until("all is captured", |kept| {
             let whole = kept.whole.as_ref();
-            whole.is_some_and(|whole| whole.log == file && whole.offset >= position)
+            kept.opened.len() > self.before
+                && whole.is_some_and(|whole| whole.log == file && whole.offset >= position)
         })
         .await;
     }
 
     /// Ends the capture in order.
     pub(super) async fn stop(self) -> Kept {
-        let Self { kept, task, stop } = self;
+        let Self { kept, task, stop, .. } = self;
         let _ = stop.send(());
         tokio::time::timeout(SOON, task).await.expect("the capture stops").unwrap().unwrap();
         Arc::try_unwrap(kept).unwrap().into_inner().unwrap()

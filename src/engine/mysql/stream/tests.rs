@@ -64,6 +64,7 @@ fn file(transactions: &[Vec<usize>], checksum: Checksum) -> Vec<u8> {
 fn read(log: &[u8], piece: usize) -> Result<(Vec<(u64, End)>, Track)> {
     let mut splitter = Splitter::default();
     let mut track = Track::new("binlog.000001", 4, None);
+    track.unlogged = Some(GtidSet::default());
     let mut ends = vec![];
     for piece in log.chunks(piece) {
         splitter.push(Bytes::copy_from_slice(piece));
@@ -138,6 +139,21 @@ fn what_does_not_fit_together_is_corrupt() {
         let error = read(&log, 7).map(drop).unwrap_err();
         assert!(error.to_string().contains(what), "{what}: {error}");
     }
+}
+
+#[test]
+fn what_was_never_logged_counts_as_executed_and_is_missed_in_no_list() {
+    let mut track = Track::new("binlog.000001", 4, None);
+    let unlogged = "3e11fa47-71ca-11e1-9e33-c80aa9429562:1-5";
+    track.unlogged = Some(unlogged.parse().unwrap());
+    let c = Checksum::Crc32;
+    let log = [file(&[vec![9]], c), previous_gtids(&format!("{}:1-3", uuid()), c)].concat();
+    let mut splitter = Splitter::default();
+    splitter.push(Bytes::from(log));
+    while let Some(part) = splitter.next().unwrap() {
+        track.take(&part).unwrap();
+    }
+    assert_eq!(track.gtids.unwrap().to_string(), format!("{}:1-3,{unlogged}", uuid()));
 }
 
 #[test]
