@@ -207,6 +207,19 @@ fn a_catalog_that_is_missing_or_unreadable_is_made_anew() {
 }
 
 #[test]
+fn the_log_of_the_old_catalog_is_not_applied_to_the_new_one() {
+    let mut archive = Archive::new();
+    archive.segments("shop", 4);
+    let grown = archive.catalog.dump().unwrap();
+    let path = archive.dir.path().join(names::CATALOG);
+    // Another process still has the old catalog open, so its log stays.
+    let other = rusqlite::Connection::open(&path).unwrap();
+    other.pragma_update(None, "user_version", 99).unwrap();
+    let (report, rebuilt) = archive.rebuilt();
+    assert_eq!((report.segments, rebuilt), (4, grown));
+}
+
+#[test]
 fn a_daemon_that_holds_the_archive_is_not_disturbed() {
     let archive = Archive::new();
     let _daemon = Lock::acquire(&archive.dir.path().join(names::LOCK)).unwrap();

@@ -6,6 +6,7 @@ use crate::manifest::{BlockMeta, EngineKind, FORMAT, SegmentHeader, SegmentMeta,
 use crate::position::Position;
 use crate::record::{CHUNK_BYTES, Chunk, Mark, Server, TimeSource};
 use proptest::prelude::*;
+use rstest::rstest;
 use std::io::{Cursor, Read, Seek, Write};
 use std::process::{Command, Stdio};
 
@@ -202,6 +203,63 @@ fn any_truncation_of_an_open_segment_gives_its_first_whole_blocks() {
     }
 }
 
+/// Changes a byte of one of pitr's frames and makes its CRC right again.
+fn forge(stored: &[u8], frame: usize, at: usize, value: u8) -> Vec<u8> {
+    let (from, to) = skippable_frames(stored)[frame];
+    let mut bad = stored.to_vec();
+    bad[from + at] = value;
+    let crc = crc32c::crc32c(&bad[from..to - 4]).to_le_bytes();
+    bad[to - 4..to].copy_from_slice(&crc);
+    bad
+}
+
+#[rstest]
+#[case::version(1, 12, Class::Refused)]
+#[case::kind(1, 14, Class::Corrupt)]
+#[case::reserved(1, 15, Class::Corrupt)]
+#[case::unknown_flag(3, 16 + 24, Class::Corrupt)]
+#[case::unknown_time_source(3, 16 + 25, Class::Corrupt)]
+#[case::reserved_in_description(3, 16 + 26, Class::Corrupt)]
+#[case::absent_whole_until(3, 16 + 32, Class::Corrupt)]
+#[case::absent_first_at(3, 16 + 40, Class::Corrupt)]
+#[case::database_without_a_whole_record(3, 84, Class::Corrupt)]
+#[case::too_many_raw_bytes(1, 16 + 11, Class::Corrupt)]
+#[case::mark_outside(1, 101, Class::Corrupt)]
+fn a_head_with_a_right_crc_and_wrong_fields_is_refused(
+    #[case] frame: usize,
+    #[case] at: usize,
+    #[case] class: Class,
+) {
+    let stored = small().0;
+    let (from, to) = skippable_frames(&stored)[frame];
+    assert!(Head::decode(&stored[from..to]).is_ok());
+    let bad = forge(&stored, frame, at, 0x7F);
+    assert_eq!(Head::decode(&bad[from..to]).unwrap_err().class(), class);
+}
+
+#[test]
+fn an_index_that_disagrees_with_a_head_is_noticed() {
+    let stored = small().0;
+    let (from, to) = *skippable_frames(&stored).last().unwrap();
+    let first_entry = to - from - format::TRAILER - 3 * format::ENTRY;
+    let bad = forge(&stored, 4, first_entry + 16 + 25, 2);
+    let mut reader = Reader::open(Cursor::new(&bad)).unwrap();
+    assert_eq!(reader.marks(0).unwrap_err().class(), Class::Corrupt);
+    assert_eq!(reader.read_block(0, &mut vec![]).unwrap_err().class(), Class::Corrupt);
+}
+
+#[test]
+fn a_block_that_is_missing_in_the_middle_ends_a_scan() {
+    let (stored, _) = small();
+    let blocks = Reader::open(Cursor::new(&stored)).unwrap().blocks().to_vec();
+    let (second, third) = (&blocks[1], &blocks[2]);
+    let mut spliced = stored[..second.file_offset as usize].to_vec();
+    let end = third.file_offset + third.stored_len;
+    spliced.extend_from_slice(&stored[third.file_offset as usize..end as usize]);
+    let scanned = Reader::scan(Cursor::new(&spliced)).unwrap();
+    assert_eq!((scanned.blocks().len(), scanned.torn_bytes()), (1, third.stored_len));
+}
+
 #[test]
 fn a_mark_inside_a_record_counts_once_the_record_is_whole() {
     let mut writer = Writer::create(vec![], &header(1, 0), 1).unwrap();
@@ -357,6 +415,26 @@ fn appends() -> impl Strategy<Value = Vec<Append>> {
     proptest::collection::vec(append, 0..12)
 }
 
+/// What a power cut leaves of a file.
+#[derive(Debug, Clone)]
+struct Crash {
+    /// Share of what was written since the last sync that is still there.
+    kept: f64,
+    tail: Tail,
+}
+
+#[derive(Debug, Clone)]
+enum Tail {
+    Cut,
+    Zeros,
+    Hole,
+}
+
+fn crashes() -> impl Strategy<Value = Crash> {
+    let tail = prop_oneof![Just(Tail::Cut), Just(Tail::Zeros), Just(Tail::Hole)];
+    (0.0f64..=1.0, tail).prop_map(|(kept, tail)| Crash { kept, tail })
+}
+
 /// A segment under test beside what is known about it.
 struct Model {
     writer: Writer<Vec<u8>>,
@@ -389,14 +467,26 @@ impl Model {
         }
     }
 
-    /// Cuts the file at a place not before the last sync, reads it again, and gives where the
-    /// sealed rest of it ends.
-    fn crash(self, number: u64, start: u64, cut: f64, raw: &mut Vec<u8>) -> u64 {
+    /// Damages the file behind the last sync as a power cut does, reads it again, and gives
+    /// where the sealed rest of it ends.
+    fn crash(self, number: u64, start: u64, crash: &Crash, raw: &mut Vec<u8>) -> u64 {
         let file = self.writer.get_ref();
         let loose = file.len() as u64 - self.synced_len;
-        let len = self.synced_len + (loose as f64 * cut) as u64;
-        let mut from = Reader::scan(Cursor::new(&file[..len as usize])).unwrap();
-        assert_eq!(from.meta().bytes_stored + from.torn_bytes(), len);
+        let kept = self.synced_len + (loose as f64 * crash.kept) as u64;
+        let mut left = file[..kept as usize].to_vec();
+        match crash.tail {
+            Tail::Cut => {}
+            // The file had its length already, but not its bytes.
+            Tail::Zeros => left.resize(file.len(), 0),
+            // Later bytes reached the disk, earlier ones did not.
+            Tail::Hole => {
+                let lost = file.len().min(kept as usize + 40);
+                left.resize(lost, 0);
+                left.extend_from_slice(&file[lost..]);
+            }
+        }
+        let mut from = Reader::scan(Cursor::new(&left)).unwrap();
+        assert_eq!(from.meta().bytes_stored + from.torn_bytes(), left.len() as u64);
         let Some((stored, meta)) = rewrite(&mut from, vec![], 1).unwrap() else {
             assert_eq!(self.synced_whole, start, "synced records were lost");
             return start;
@@ -421,15 +511,15 @@ proptest! {
 
     #[test]
     fn nothing_synced_is_lost_over_crashes_and_reopenings(
-        rounds in proptest::collection::vec((appends(), proptest::option::of(0.0f64..=1.0)), 1..5),
+        rounds in proptest::collection::vec((appends(), proptest::option::of(crashes())), 1..5),
     ) {
         let (mut start, mut raw) = (7, vec![]);
-        for (number, (steps, cut)) in (1u64..).zip(&rounds) {
+        for (number, (steps, crash)) in (1u64..).zip(&rounds) {
             let mut model = Model::new(number, start);
             for step in steps {
                 model.append(step);
             }
-            start = match cut {
+            start = match crash {
                 None if model.writer.ends_whole() => {
                     let (stored, meta) = model.writer.finish().unwrap();
                     prop_assert_eq!(meta.totals.records, model.records);
@@ -438,7 +528,10 @@ proptest! {
                     raw.extend(raw_of(&mut reader).unwrap());
                     meta.totals.end.offset
                 }
-                cut => model.crash(number, start, cut.unwrap_or(1.0), &mut raw),
+                crash => {
+                    let whole = Crash { kept: 1.0, tail: Tail::Cut };
+                    model.crash(number, start, crash.as_ref().unwrap_or(&whole), &mut raw)
+                }
             };
             prop_assert_eq!(&raw, &source_bytes(7, start));
         }
