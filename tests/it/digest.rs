@@ -306,6 +306,25 @@ async fn a_replica_and_a_saved_file_have_the_digest_of_their_redis_source() {
 }
 
 #[tokio::test]
+async fn the_expiry_of_a_hash_field_changes_its_key_where_fields_expire() {
+    let server = RedisServer::start(&[]).await;
+    let known: Vec<::redis::Value> = server.cmd(&["COMMAND", "INFO", "HPEXPIREAT"]).await;
+    server.cmd::<()>(&["HSET", "hash", "f", "1", "g", "2"]).await;
+    let before = redis_digest(&server).await;
+    if known == [::redis::Value::Nil] {
+        // Redis 7.0 and 7.2: fields live as long as their hash.
+        return;
+    }
+    let expire = ["HPEXPIREAT", "hash", "33000000000123", "FIELDS", "1", "g"];
+    server.cmd::<::redis::Value>(&expire).await;
+    let after = redis_digest(&server).await;
+    assert_ne!(before, after);
+    let expire = ["HPEXPIREAT", "hash", "33000000000124", "FIELDS", "1", "g"];
+    server.cmd::<::redis::Value>(&expire).await;
+    assert_ne!(after, redis_digest(&server).await);
+}
+
+#[tokio::test]
 async fn every_change_in_redis_changes_the_key_it_belongs_to() {
     let server = RedisServer::start(&[]).await;
     fill_redis(&server, false).await;
