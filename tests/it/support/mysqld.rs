@@ -278,7 +278,7 @@ fn template(flavour: Flavour) -> PathBuf {
         }
         Flavour::Mariadb => {
             let mut command = Command::new(process::program("mariadb-install-db"));
-            command.args(["--no-defaults", "--skip-test-db"]);
+            command.args(["--no-defaults", "--skip-test-db", "--force"]);
             command.args(["--auth-root-authentication-method=normal", "--skip-name-resolve"]);
             command
         }
