@@ -5,3 +5,4 @@
 mod capture;
 mod harness;
 mod restore;
+mod trouble;

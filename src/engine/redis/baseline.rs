@@ -6,7 +6,7 @@
 //! **Invariant:** a copy that is handed over whole was checked: its end mark, its checksum, and
 //! that its fields name the place that the server announced.
 
-use super::client::{Link, Sync};
+use super::client::{Answer, Link};
 use super::control::Control;
 use super::rdb::Fields;
 use super::{RedisSource, version};
@@ -27,7 +27,7 @@ pub(super) async fn take(source: &RedisSource, out: mpsc::Sender<Bytes>) -> Resu
         // The server then takes us for a replica until the connection is closed below.
         tracing::debug!(%endpoint, "the server does not know rdb-only");
     }
-    let Sync::Full { replid, offset } = link.psync(None).await? else {
+    let Answer::Full { replid, offset } = link.psync(None).await? else {
         return Err(Error::corrupt(format!("{endpoint} sent no full copy although asked to")));
     };
     // Read after the copy began: not before the last record that is in it.

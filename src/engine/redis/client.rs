@@ -44,7 +44,7 @@ pub(super) fn encode(args: &[&[u8]]) -> Vec<u8> {
 
 /// What the server answered to PSYNC.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Sync {
+pub(super) enum Answer {
     /// It sends everything: an RDB file that holds the stream `replid` up to `offset`.
     Full {
         /// Replication id.
@@ -108,7 +108,7 @@ impl Link {
     }
 
     /// Asks for the stream from the byte after `after` on, or for everything.
-    pub(super) async fn psync(&mut self, after: Option<(&str, u64)>) -> Result<Sync> {
+    pub(super) async fn psync(&mut self, after: Option<(&str, u64)>) -> Result<Answer> {
         let (replid, next) = match after {
             Some((replid, offset)) => (replid, offset.saturating_add(1).to_string()),
             None => ("?", "-1".to_owned()),
@@ -118,15 +118,17 @@ impl Link {
         let (word, id, offset) = (words.next(), words.next(), words.next());
         let replid = id.filter(|id| is_replid(id)).map(str::to_owned);
         match (word, replid, offset.and_then(|o| o.parse().ok())) {
-            (Some("+FULLRESYNC"), Some(replid), Some(offset)) => Ok(Sync::Full { replid, offset }),
+            (Some("+FULLRESYNC"), Some(replid), Some(offset)) => {
+                Ok(Answer::Full { replid, offset })
+            }
             (Some("+CONTINUE"), replid, _) if replid.is_some() == id.is_some() => {
-                Ok(Sync::Continue { replid })
+                Ok(Answer::Continue { replid })
             }
             _ => Err(self.refusal("PSYNC", &reply)),
         }
     }
 
-    /// Reads the head of the RDB file that follows on [`Sync::Full`].
+    /// Reads the head of the RDB file that follows on [`Answer::Full`].
     pub(super) async fn transfer(&mut self) -> Result<Transfer> {
         let line = self.line().await?;
         let form = match line.strip_prefix('$') {

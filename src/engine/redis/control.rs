@@ -9,7 +9,9 @@ use crate::engine::{Endpoint, tls};
 use crate::error::{Class, Error, Result};
 use crate::record::Server;
 use ::redis::aio::MultiplexedConnection;
-use ::redis::{AsyncConnectionConfig, Cmd, FromRedisValue, RedisConnectionInfo, RedisError};
+use ::redis::{
+    AsyncConnectionConfig, Cmd, ErrorKind, FromRedisValue, RedisConnectionInfo, RedisError,
+};
 use std::collections::HashMap;
 use std::fmt;
 use std::time::Duration;
@@ -121,11 +123,13 @@ impl Control {
     /// One EXEC runs as one: everything that the server executed until `at` lies before
     /// `offset`, and what it executes later lies behind.
     pub(super) async fn sample(&mut self) -> Result<Option<Sample>> {
+        // Not `Pipeline::atomic`: redis 1.8 panics if the server refuses the MULTI.
         let mut pipe = ::redis::pipe();
-        pipe.atomic().cmd("TIME").cmd("ROLE");
-        let reply: Result<((i64, i64), Vec<::redis::Value>), _> =
+        pipe.cmd("MULTI").ignore().cmd("TIME").ignore().cmd("ROLE").ignore().cmd("EXEC");
+        let reply: Result<(((i64, i64), Vec<::redis::Value>),), _> =
             pipe.query_async(&mut self.connection).await;
-        let ((secs, micros), role) = reply.map_err(|e| failure(&self.address, "TIME, ROLE", e))?;
+        let (((secs, micros), role),) =
+            reply.map_err(|e| failure(&self.address, "TIME, ROLE", e))?;
         // A master answers ["master", offset, replicas], a replica
         // ["slave", host, port, state, offset].
         let name: Option<String> =
@@ -164,15 +168,17 @@ fn timestamp(secs: i64, micros: i64) -> Timestamp {
 
 /// The error for a command that did not work. `what` holds no secret.
 fn failure(address: &str, what: &str, error: RedisError) -> Error {
-    let (class, hint) = match error.code() {
-        Some("NOAUTH" | "WRONGPASS") => {
-            (Class::Usage, Some("check the password file and the user in the url".to_owned()))
-        }
-        Some("NOPERM") => (
-            Class::Usage,
-            Some(format!("give the account what it needs: ACL SETUSER <user> on &* {ACL}")),
-        ),
-        _ => (Class::Unavailable, None),
+    let text = error.to_string().to_ascii_uppercase();
+    let unknown = error.kind() == ErrorKind::AuthenticationFailed
+        || matches!(error.code(), Some("NOAUTH" | "WRONGPASS"));
+    let (class, hint) = if unknown {
+        (Class::Usage, Some("check the password file and the user in the url".to_owned()))
+    } else if text.contains("NOPERM") {
+        // A transaction that was refused names the reason only in its text.
+        let needs = format!("give the account what it needs: ACL SETUSER <user> on &* {ACL}");
+        (Class::Usage, Some(needs))
+    } else {
+        (Class::Unavailable, None)
     };
     let failed = Error::new(class, format!("{what} on {address}")).source(error);
     match hint {

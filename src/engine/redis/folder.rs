@@ -160,7 +160,9 @@ impl RedisFolder {
         durable::create(&self.append_dir().join(MANIFEST), manifest.as_bytes())?;
         durable::sync_dir(&self.append_dir())?;
         let conf = self.configuration()?;
-        durable::create(&self.dir.join("redis.conf"), conf.as_bytes())
+        durable::create(&self.dir.join("redis.conf"), conf.as_bytes())?;
+        // The name of the folder itself must be as durable as what is in it.
+        self.dir.parent().filter(|p| !p.as_os_str().is_empty()).map_or(Ok(()), durable::sync_dir)
     }
 
     fn configuration(&self) -> Result<String> {

@@ -9,7 +9,7 @@
 //! is attached to any other place of the stream than the one at which it was taken.
 
 use super::ack::{self, Acks};
-use super::client::{Link, SILENCE_MAX, Sync, Transfer};
+use super::client::{Answer, Link, SILENCE_MAX, Transfer};
 use super::clock::{self, Samples};
 use super::control::{Control, Sample};
 use super::resp::{Kind, Scanner};
@@ -60,10 +60,13 @@ pub(super) async fn tail(
     version::check_captured(&server.version)?;
     let skew_micros = control.skew_micros().await?;
     let silence_max = silence_max(&mut control).await;
+    // An account that may not do this would leave the archive without a time index.
+    control.sample().await?;
     let before = history::look(&mut control).await?;
     let mut link = Link::connect(&options.endpoint, server.version.strip_suffix("-valkey")).await?;
-    let sync = link.psync(resume.as_ref().map(|p| (p.log.as_str(), p.offset))).await?;
-    let Some(joined) = join(&mut link, &mut control, &server, resume, sync, &before, &out).await?
+    let answer = link.psync(resume.as_ref().map(|p| (p.log.as_str(), p.offset))).await?;
+    let Some(joined) =
+        join(&mut link, &mut control, &server, resume, answer, &before, &out).await?
     else {
         return Ok(());
     };
@@ -121,20 +124,20 @@ async fn join(
     control: &mut Control,
     server: &Server,
     resume: Option<Position>,
-    sync: Sync,
+    answer: Answer,
     before: &history::History,
     out: &mpsc::Sender<Captured>,
 ) -> Result<Option<Joined>> {
-    let (replid, offset) = match (sync, &resume) {
-        (Sync::Continue { replid }, Some(asked)) => {
+    let (replid, offset) = match (answer, &resume) {
+        (Answer::Continue { replid }, Some(asked)) => {
             let now = replid.filter(|now| *now != asked.log);
             let (at, continuity) = (asked.clone(), Continuity::Continues);
             return Ok(Some(Joined { at, now, full: None, continuity }));
         }
-        (Sync::Continue { .. }, None) => {
+        (Answer::Continue { .. }, None) => {
             return Err(Error::corrupt("the source continues a stream that nobody asked for"));
         }
-        (Sync::Full { replid, offset }, _) => (replid, offset),
+        (Answer::Full { replid, offset }, _) => (replid, offset),
     };
     let continuity = match &resume {
         None => Continuity::Begins,

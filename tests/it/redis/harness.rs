@@ -331,7 +331,7 @@ async fn start_on(data: &Path) -> RedisServer {
     server
 }
 
-fn options(destination: Destination) -> TargetOptions {
+pub(super) fn options_at(destination: Destination) -> TargetOptions {
     TargetOptions {
         name: "shop-redis".into(),
         engine: EngineKind::Redis,
@@ -341,11 +341,11 @@ fn options(destination: Destination) -> TargetOptions {
 }
 
 pub(super) fn server_target(server: &RedisServer) -> Box<dyn Target> {
-    open_target(options(Destination::Running(endpoint(server))))
+    open_target(options_at(Destination::Running(endpoint(server))))
 }
 
 pub(super) fn folder(dir: &Path) -> Box<dyn Target> {
-    open_target(options(Destination::Folder(dir.to_owned())))
+    open_target(options_at(Destination::Folder(dir.to_owned())))
 }
 
 /// All steps of a restore, in their order.
