@@ -19,16 +19,21 @@ pub mod catalog;
 pub mod engine;
 
 // Decisions: values in, values out.
-// pub mod plan;
-// pub mod schedule;
+pub mod plan;
+pub mod schedule;
+
+// The archive as a whole.
+pub mod reindex;
+pub mod archive;
 
 // One verb, one file.
-// pub mod capture;
-// pub mod baseline;
-// pub mod restore;
-pub mod reindex;
+pub mod baseline;
+pub mod capture;
+pub mod restore;
 
 // The process around the verbs.
-// pub mod config;
-// pub mod daemon;
-// pub mod cli;
+pub mod config;
+pub mod daemon;
+pub mod windows;
+pub mod demo;
+pub mod cli;

@@ -16,6 +16,7 @@ use crate::error::{Class, Context, Error, Result};
 use crate::manifest::{ArchiveMeta, BaselineMeta, FORMAT, names};
 use crate::segment::Reader;
 use crate::store::{Local, check_name};
+use serde::Serialize;
 use std::collections::HashSet;
 use std::fs::File;
 use std::io::BufReader;
@@ -25,7 +26,7 @@ use std::path::Path;
 const BASELINE_JSON_MAX: u64 = 32 << 20;
 
 /// What a rebuild found.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Report {
     /// Sealed segments that are in the catalog now.
     pub segments: u64,
@@ -38,7 +39,7 @@ pub struct Report {
 }
 
 /// An object that could not be taken into the catalog.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Damaged {
     /// Its name in the archive.
     pub name: String,
@@ -69,6 +70,17 @@ pub fn open_catalog(root: &Path, archive: &ArchiveMeta) -> Result<(Catalog, Opti
     }
     let report = rebuild(root, archive)?;
     Ok((Catalog::open(&path)?, Some(report)))
+}
+
+/// The catalog of an archive that has none, for reading only: nothing is written. A damaged
+/// object is logged and left out: it is a gap then.
+pub fn in_memory(root: &Path, archive: &ArchiveMeta) -> Result<Catalog> {
+    let mut catalog = Catalog::in_memory()?;
+    let report = catalog.batch(|batch| fill(batch, &Local::new(root), archive))?;
+    for damaged in &report.damaged {
+        tracing::error!("{} is damaged: {}", damaged.name, damaged.reason);
+    }
+    Ok(catalog)
 }
 
 fn rebuild(root: &Path, archive: &ArchiveMeta) -> Result<Report> {

@@ -153,3 +153,28 @@ pub struct TargetOptions {
     /// The address on which pitr serves the log; loopback by default.
     pub listen: Option<std::net::SocketAddr>,
 }
+/// A source, ready to be captured from. Does not connect yet.
+pub fn open_source(options: SourceOptions) -> Box<dyn Source> {
+    match options.engine {
+        EngineKind::Mysql => Box::new(mysql::MysqlSource::new(options)),
+        EngineKind::Redis => Box::new(redis::RedisSource::new(options)),
+    }
+}
+
+/// A target, ready for [`Target::preflight`]. Does not connect yet.
+pub fn open_target(options: TargetOptions) -> Box<dyn Target> {
+    match (options.engine, options.destination.clone()) {
+        (EngineKind::Mysql, Destination::Running(at)) => {
+            Box::new(mysql::MysqlTarget::running(options, at))
+        }
+        (EngineKind::Mysql, Destination::Folder(dir)) => {
+            Box::new(mysql::MysqlTarget::folder(options, dir))
+        }
+        (EngineKind::Redis, Destination::Running(at)) => {
+            Box::new(redis::RedisServer::new(options, at))
+        }
+        (EngineKind::Redis, Destination::Folder(dir)) => {
+            Box::new(redis::RedisFolder::new(options, dir))
+        }
+    }
+}

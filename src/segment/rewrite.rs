@@ -13,11 +13,12 @@ use super::writer::Writer;
 use crate::error::Result;
 use crate::manifest::SegmentMeta;
 use crate::position::Position;
-use crate::record::{CHUNK_BYTES, Chunk};
+use crate::record::{CHUNK_BYTES, Chunk, Mark};
 use std::io::{Read, Seek, Write};
 
 /// Reads the whole records of a segment and writes them as a sealed one, with blocks of about
-/// [`CHUNK_BYTES`]. Of marks that share an offset the last is kept, which says the most.
+/// [`CHUNK_BYTES`]. Of marks that share an offset the first and the last are kept: from the first
+/// on an instant leads to this offset, and the last says for how long.
 ///
 /// Gives `None`, and writes nothing, if the segment holds neither a whole record nor a mark.
 ///
@@ -49,6 +50,17 @@ where
     }
     merged.flush(&mut writer)?;
     writer.finish().map(Some)
+}
+
+fn keep_first_and_last(marks: &mut Vec<Mark>, mark: Mark) {
+    let is_third = match marks.as_slice() {
+        [.., first, last] => first.offset == mark.offset && last.offset == mark.offset,
+        _ => false,
+    };
+    if is_third {
+        marks.pop();
+    }
+    marks.push(mark);
 }
 
 /// A block in the making.
@@ -93,10 +105,7 @@ impl Merged {
             chunk.whole = Some(self.place.clone());
         }
         for mark in head.marks.iter().filter(|mark| mark.offset <= self.end) {
-            match chunk.marks.last_mut().filter(|last| last.offset == mark.offset) {
-                Some(last) => last.at = last.at.max(mark.at),
-                None => chunk.marks.push(*mark),
-            }
+            keep_first_and_last(&mut chunk.marks, *mark);
         }
         chunk.origins.extend(head.origins.iter());
         Ok(())

@@ -348,8 +348,9 @@ fn a_rewrite_merges_small_blocks_and_leaves_the_rest_of_a_record_behind() {
     assert_eq!(meta.totals.origins, from.meta().totals.origins);
     assert_eq!(raw_of(&mut reader).unwrap(), source_bytes(0, end));
     let marks: Vec<Mark> = (0..3).flat_map(|i| reader.marks(i).unwrap()).collect();
-    assert_eq!(marks.len(), 17, "one per offset, and none behind the end");
-    assert_eq!(marks[0], Mark { offset: step - 10, at: at(step as i64 + 2) });
+    assert_eq!(marks.len(), 26, "first and last of an offset, and none behind the end");
+    assert_eq!(marks[0], Mark { offset: step - 10, at: at(step as i64) });
+    assert_eq!(marks[1], Mark { offset: step - 10, at: at(step as i64 + 2) });
 }
 
 #[test]

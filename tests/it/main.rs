@@ -16,7 +16,12 @@
     reason = "a test fails by panicking and reports by printing; .clippy.toml knows only #[test]"
 )]
 
+mod crash;
+mod daemon;
+mod damage;
 mod digest;
+mod instants;
+mod large;
 mod mysql_capture;
 mod mysql_restore;
 mod redis;

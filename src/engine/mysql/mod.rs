@@ -20,6 +20,7 @@ mod sql;
 mod stream;
 mod tail;
 
+pub use sql::connect;
 pub use tail::MysqlSource;
 
 // The full copy, and the way back.

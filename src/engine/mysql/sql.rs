@@ -17,7 +17,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 ///
 /// # Errors
 /// Unavailable, if the server cannot be reached. Usage, if it does not let us in.
-pub(crate) async fn connect(endpoint: &Endpoint) -> Result<Conn> {
+pub async fn connect(endpoint: &Endpoint) -> Result<Conn> {
     let peer = endpoint.to_string();
     match tokio::time::timeout(ANSWER_TIMEOUT, Conn::new(options(endpoint))).await {
         Ok(connected) => connected.map_err(|error| failed(&peer, error)),

@@ -36,17 +36,22 @@ pub(crate) struct Mariadbd;
 impl Mariadbd {
     /// Starts a MariaDB server with further options.
     pub(crate) async fn start(args: &[&str]) -> Mysqld {
-        Mysqld::start_flavour(Flavour::Mariadb, args).await
+        Mysqld::start_flavour(Flavour::Mariadb, &template(Flavour::Mariadb), args).await
     }
 }
 
 impl Mysqld {
     /// Starts a MySQL server with further options; they win over those given here.
     pub(crate) async fn start(args: &[&str]) -> Self {
-        Self::start_flavour(Flavour::Mysql, args).await
+        Self::start_flavour(Flavour::Mysql, &template(Flavour::Mysql), args).await
     }
 
-    async fn start_flavour(flavour: Flavour, args: &[&str]) -> Self {
+    /// Starts a MySQL server on a copy of a data directory.
+    pub(crate) async fn start_on(data: &Path, args: &[&str]) -> Self {
+        Self::start_flavour(Flavour::Mysql, data, args).await
+    }
+
+    async fn start_flavour(flavour: Flavour, data: &Path, args: &[&str]) -> Self {
         let mut server = Self {
             flavour,
             process: None,
@@ -55,7 +60,7 @@ impl Mysqld {
             server_id: rand::random_range(1_000..0x7fff_ffff),
             dir: tempfile::Builder::new().prefix("pitr-mysql-").tempdir().unwrap(),
         };
-        copy_dir(&template(flavour), &server.datadir());
+        copy_dir(data, &server.datadir());
         for _ in 0..5 {
             if server.try_launch().await {
                 return server;
@@ -302,8 +307,9 @@ fn rename(from: &Path, to: &Path) {
     std::fs::rename(from, to).unwrap();
 }
 
-fn copy_dir(from: &Path, to: &Path) {
-    std::fs::create_dir(to).unwrap();
+/// Copies a folder with everything in it; the copy's folder may exist.
+pub(super) fn copy_dir(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();
         let target = to.join(entry.file_name());

@@ -1,10 +1,11 @@
 //! Redis servers.
 
+use super::mysqld::copy_dir;
 use super::process::{self, Process};
 use super::{SERVER_DEADLINE, eventually};
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, Client, FromRedisValue};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use tempfile::TempDir;
 
@@ -12,6 +13,8 @@ use tempfile::TempDir;
 #[derive(Debug)]
 pub(crate) struct RedisServer {
     process: Option<Process>,
+    /// Whether its folder holds a `redis.conf` to start with.
+    has_conf: bool,
     args: Vec<String>,
     port: u16,
     dir: TempDir,
@@ -20,12 +23,25 @@ pub(crate) struct RedisServer {
 impl RedisServer {
     /// Starts a server with further options, as in `&["--databases", "4"]`.
     pub(crate) async fn start(args: &[&str]) -> Self {
+        Self::start_in(None, args).await
+    }
+
+    /// Starts a server on a copy of a folder with a `redis.conf`.
+    pub(crate) async fn start_on(dir: &Path) -> Self {
+        Self::start_in(Some(dir), &[]).await
+    }
+
+    async fn start_in(from: Option<&Path>, args: &[&str]) -> Self {
         let mut server = Self {
             process: None,
+            has_conf: from.is_some(),
             args: args.iter().map(|&arg| arg.to_owned()).collect(),
             port: process::free_port(),
             dir: tempfile::Builder::new().prefix("pitr-redis-").tempdir().unwrap(),
         };
+        if let Some(from) = from {
+            copy_dir(from, server.dir.path());
+        }
         for _ in 0..5 {
             if server.try_launch().await {
                 return server;
@@ -39,6 +55,9 @@ impl RedisServer {
     /// Starts the process and waits until it answers. False if its port was taken.
     async fn try_launch(&mut self) -> bool {
         let mut command = Command::new(process::program("redis-server"));
+        if self.has_conf {
+            command.arg(self.dir.path().join("redis.conf"));
+        }
         command
             .args(["--bind", "127.0.0.1", "--port", &self.port.to_string(), "--dir"])
             .arg(self.dir.path())

@@ -31,6 +31,13 @@ use std::time::{Duration, Instant};
 /// How long a server may take to start or stop. Generous: test machines are small and busy.
 pub(crate) const SERVER_DEADLINE: Duration = Duration::from_secs(90);
 
+/// A literal of random bytes, which no compression makes smaller. The server's own function for
+/// them gives 1,024 at most.
+pub(crate) fn random_literal(bytes: usize) -> String {
+    let hex = |byte: u8| format!("{byte:02x}");
+    format!("x'{}'", (0..bytes).map(|_| hex(rand::random())).collect::<String>())
+}
+
 /// Tries `attempt` every 50 ms until it gives a value; panics naming `what` at the deadline.
 pub(crate) async fn eventually<T>(
     what: &str,

@@ -1,0 +1,112 @@
+//! How fast existing binlog gets into the archive, beside the way that stock tools offer.
+//!
+//! `cargo bench --bench capture` fills a MySQL server with about 500 MB of row changes and then
+//! copies its binlog three times in turn by `mysqlbinlog --read-from-remote-server --raw` with
+//! `zstd -1` behind it, and by pitr's capture with its checksums, compression, index and syncs.
+//! It prints the seconds of each run and the ratio of the medians; it asserts nothing.
+//! `PITR_BENCH_MB` sets another size.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    clippy::string_slice,
+    reason = "a benchmark fails by panicking and reports by printing"
+)]
+
+#[path = "../tests/it/support/mod.rs"]
+mod support;
+mod workload;
+
+use pitr::archive::Archive;
+use pitr::baseline::Label;
+use pitr::capture::{CHUNKS_IN_FLIGHT, Capture, Sealing, Shared};
+use pitr::config::{SEGMENT_LEVEL, SEGMENT_MAX_BYTES, SEGMENT_MAX_SECONDS};
+use pitr::engine::{Endpoint, SourceOptions, open_source};
+use pitr::manifest::EngineKind;
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use support::{Mysqld, program};
+use tokio::sync::mpsc;
+
+const RUNS: usize = 3;
+
+fn main() {
+    tokio::runtime::Runtime::new().unwrap().block_on(async {
+        let megabytes: u64 =
+            std::env::var("PITR_BENCH_MB").map_or(500, |text| text.parse().unwrap());
+        let source = Mysqld::start(&["--max-binlog-size=1G"]).await;
+        println!("writing {megabytes} MB of binlog");
+        workload::prepare(&source, 8, 1000).await;
+        workload::until_binlog(&source, megabytes << 20).await;
+        let (file, size) = workload::current_binlog(&source).await;
+        let scratch = tempfile::tempdir().unwrap();
+        let (mut stock, mut ours) = (Vec::new(), Vec::new());
+        for run in 0..RUNS {
+            let dir = scratch.path().join(run.to_string());
+            std::fs::create_dir(&dir).unwrap();
+            stock.push(mysqlbinlog_and_zstd(&source, &file, &dir));
+            ours.push(capture(&source, size, &dir.join("archive")).await);
+            let rate = |seconds: f64| size as f64 / 1e6 / seconds;
+            println!(
+                "run {run}: mysqlbinlog | zstd {:.2} s ({:.0} MB/s), pitr {:.2} s ({:.0} MB/s)",
+                stock[run],
+                rate(stock[run]),
+                ours[run],
+                rate(ours[run])
+            );
+            std::fs::remove_dir_all(&dir).unwrap();
+        }
+        let ratio = workload::median(&mut stock) / workload::median(&mut ours);
+        println!("pitr is {ratio:.2} times as fast (medians of {RUNS} runs, {size} bytes)");
+    });
+}
+
+fn mysqlbinlog_and_zstd(source: &Mysqld, file: &str, dir: &Path) -> f64 {
+    let begun = Instant::now();
+    let status = Command::new(program("mysqlbinlog"))
+        .args(["--read-from-remote-server", "--raw", "--host=127.0.0.1", "--user=root"])
+        .arg(format!("--port={}", source.port()))
+        .arg(format!("--result-file={}/", dir.display()))
+        .arg(file)
+        .status()
+        .unwrap();
+    assert!(status.success());
+    let status =
+        Command::new("zstd").args(["-1", "-q", "--rm"]).arg(dir.join(file)).status().unwrap();
+    assert!(status.success());
+    begun.elapsed().as_secs_f64()
+}
+
+async fn capture(source: &Mysqld, size: u64, root: &Path) -> f64 {
+    drop(Archive::init(root).unwrap());
+    let engine = open_source(SourceOptions {
+        name: "bench".into(),
+        engine: EngineKind::Mysql,
+        endpoint: Endpoint::parse(EngineKind::Mysql, &source.url()).unwrap(),
+        sample_every: Duration::from_millis(100),
+        dump_command: None,
+    });
+    let label = Label { source: "bench".into(), engine: EngineKind::Mysql, level: SEGMENT_LEVEL };
+    let sealing =
+        Sealing { max_bytes: SEGMENT_MAX_BYTES, max_age: Duration::from_secs(SEGMENT_MAX_SECONDS) };
+    let mut capture = Capture::recover(root, label, sealing, Arc::new(Shared::new())).unwrap();
+    let (send, receive) = mpsc::channel(CHUNKS_IN_FLIGHT);
+    let (durable, mut watched) = (capture.durable(), capture.durable());
+    let runtime = tokio::runtime::Handle::current();
+    let begun = Instant::now();
+    let writing = tokio::task::spawn_blocking(move || {
+        capture.run(receive, &runtime).unwrap();
+        capture.close().unwrap();
+    });
+    let arrived = watched.wait_for(|at| at.as_ref().is_some_and(|at| at.offset >= size));
+    tokio::select! {
+        ended = engine.tail(None, send, durable) => panic!("the stream ended: {ended:?}"),
+        arrived = arrived => drop(arrived.unwrap()),
+    }
+    writing.await.unwrap();
+    begun.elapsed().as_secs_f64()
+}

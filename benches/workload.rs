@@ -1,0 +1,91 @@
+//! Row changes in the manner of sysbench's `oltp_write_only`, shared by the benchmarks.
+
+#![allow(dead_code, reason = "each benchmark uses the part that it needs")]
+
+use crate::support::Mysqld;
+use mysql_async::prelude::Queryable;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+const WRITERS: u64 = 8;
+
+/// Makes `tables` tables with `rows` rows each.
+pub(crate) async fn prepare(source: &Mysqld, tables: u64, rows: u64) {
+    source.sql("CREATE DATABASE sbtest; SET GLOBAL cte_max_recursion_depth = 10000000").await;
+    for table in 1..=tables {
+        source
+            .sql(&format!(
+                "CREATE TABLE sbtest.sbtest{table} (id INT PRIMARY KEY, k INT NOT NULL, \
+                 c CHAR(120) NOT NULL, pad CHAR(60) NOT NULL, KEY (k)); \
+                 SET SESSION cte_max_recursion_depth = 10000000; \
+                 INSERT INTO sbtest.sbtest{table} WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL \
+                 SELECT i + 1 FROM n WHERE i < {rows}) SELECT i, i % 499, \
+                 RPAD(SHA2(i, 512), 119, '-'), RPAD(MD5(i), 59, '-') FROM n"
+            ))
+            .await;
+    }
+}
+
+/// Runs transactions of four row changes each until `done` says so, given how many were run.
+async fn run(source: &Mysqld, tables: u64, rows: u64, done: impl AsyncFn(u64) -> bool) {
+    let stop = Arc::new(AtomicBool::new(false));
+    let count = Arc::new(AtomicU64::new(0));
+    let mut writers = Vec::new();
+    for _ in 0..WRITERS {
+        let (stop, count, opts) = (Arc::clone(&stop), Arc::clone(&count), source.opts());
+        writers.push(tokio::spawn(async move {
+            let mut conn = mysql_async::Conn::new(opts).await.unwrap();
+            while !stop.load(Ordering::Relaxed) {
+                let table = rand::random_range(1..=tables);
+                let id = || rand::random_range(1..=rows);
+                let (a, b, c) = (id(), id(), id());
+                let text = rand::random::<u64>();
+                let statements = format!(
+                    "BEGIN; UPDATE sbtest.sbtest{table} SET k = k + 1 WHERE id = {a}; \
+                     UPDATE sbtest.sbtest{table} SET c = RPAD(SHA2({text}, 512), 119, '-') \
+                     WHERE id = {b}; DELETE FROM sbtest.sbtest{table} WHERE id = {c}; \
+                     INSERT INTO sbtest.sbtest{table} VALUES ({c}, {a}, \
+                     RPAD(SHA2({text}, 384), 119, '-'), RPAD(MD5({text}), 59, '-')); COMMIT"
+                );
+                // Deadlocks and duplicate keys among the writers are part of the load.
+                if conn.query_drop(statements).await.is_ok() {
+                    count.fetch_add(1, Ordering::Relaxed);
+                } else {
+                    conn.query_drop("ROLLBACK").await.unwrap();
+                }
+            }
+            conn.disconnect().await.unwrap();
+        }));
+    }
+    while !done(count.load(Ordering::Relaxed)).await {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    stop.store(true, Ordering::Relaxed);
+    for writer in writers {
+        writer.await.unwrap();
+    }
+}
+
+/// Runs `transactions` transactions (a few more).
+pub(crate) async fn transactions(source: &Mysqld, tables: u64, rows: u64, transactions: u64) {
+    run(source, tables, rows, async |count| count >= transactions).await;
+}
+
+/// Runs transactions until the current binlog has `bytes` bytes.
+pub(crate) async fn until_binlog(source: &Mysqld, bytes: u64) {
+    run(source, 8, 1000, async |_| current_binlog(source).await.1 >= bytes).await;
+}
+
+/// Name and size of the server's current binlog.
+pub(crate) async fn current_binlog(source: &Mysqld) -> (String, u64) {
+    let (file, size, ..): (String, u64, String, String, String) =
+        source.row("SHOW BINARY LOG STATUS").await;
+    (file, size)
+}
+
+/// The middle of some durations.
+pub(crate) fn median(seconds: &mut [f64]) -> f64 {
+    seconds.sort_by(f64::total_cmp);
+    seconds[seconds.len() / 2]
+}

@@ -1,0 +1,296 @@
+//! An archive as a whole: its id, its objects, its catalog, and what is still being written.
+//!
+//! The catalog knows sealed segments. What a running daemon writes, or a crash left, is an open
+//! segment: it is read block by block. Both together are the history that a restore plans with.
+
+use crate::catalog::Catalog;
+use crate::clock::Timestamp;
+use crate::durable;
+use crate::error::{Class, Context, Error, Result};
+use crate::manifest::{ArchiveMeta, BaselineMeta, EngineKind, FORMAT, SegmentMeta, names};
+use crate::plan::{self, History};
+use crate::position::Position;
+use crate::reindex;
+use crate::segment::Reader;
+use crate::store::Local;
+use std::fs::File;
+use std::io::{BufReader, ErrorKind};
+use std::path::{Path, PathBuf};
+
+/// How many rows of segments are read at once.
+const PAGE: usize = 1000;
+
+/// A segment's file, opened for reading.
+pub type SegmentReader = Reader<BufReader<File>>;
+
+/// An archive in a folder.
+#[derive(Debug)]
+pub struct Archive {
+    root: PathBuf,
+    meta: ArchiveMeta,
+    store: Local,
+    catalog: Catalog,
+}
+
+impl Archive {
+    /// Makes `root` an archive.
+    ///
+    /// # Errors
+    /// Refused, if it is one already, or holds something else.
+    pub fn init(root: &Path) -> Result<Self> {
+        if root.join(names::ARCHIVE).exists() {
+            return Err(Error::refused(format!("{} is an archive already", root.display()))
+                .hint("`pitr run` goes on with it"));
+        }
+        durable::create_dir_all(root)?;
+        let mut entries =
+            std::fs::read_dir(root).unavailable(|| format!("read folder {}", root.display()))?;
+        if entries.next().is_some() {
+            return Err(Error::refused(format!("{} is not empty", root.display()))
+                .hint("name an empty or new folder as [archive] dir"));
+        }
+        let meta = ArchiveMeta {
+            format: FORMAT,
+            archive: uuid::Uuid::new_v4().to_string(),
+            created: Timestamp::now(),
+        };
+        let json = serde_json::to_vec_pretty(&meta).class(Class::Bug, || "write JSON".into())?;
+        durable::create(&root.join(names::ARCHIVE), &json)?;
+        Self::open(root)
+    }
+
+    /// Opens the archive for writing; the caller holds its lock. A catalog that is missing is
+    /// rebuilt, one that lags behind the objects (after a crash) is brought up to date.
+    pub fn open(root: &Path) -> Result<Self> {
+        let meta = read_meta(root)?;
+        let (catalog, rebuilt) = reindex::open_catalog(root, &meta)?;
+        if let Some(report) = rebuilt {
+            tracing::info!("rebuilt the catalog: {} segments", report.segments);
+            for damaged in &report.damaged {
+                tracing::error!("{} is damaged: {}", damaged.name, damaged.reason);
+            }
+        }
+        Ok(Self { root: root.to_owned(), meta, store: Local::new(root), catalog })
+    }
+
+    /// Opens the archive for reading, beside whoever writes it. Without a catalog (a copied
+    /// archive, or a folder that cannot be written to) one is built in memory.
+    pub fn open_read_only(root: &Path) -> Result<Self> {
+        let meta = read_meta(root)?;
+        let path = root.join(names::CATALOG);
+        let catalog = if path.exists() {
+            Catalog::open_read_only(&path)?
+        } else {
+            reindex::in_memory(root, &meta)?
+        };
+        Ok(Self { root: root.to_owned(), meta, store: Local::new(root), catalog })
+    }
+
+    /// The folder.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// `archive.json`.
+    pub fn meta(&self) -> &ArchiveMeta {
+        &self.meta
+    }
+
+    /// Names and bytes.
+    pub fn store(&self) -> &Local {
+        &self.store
+    }
+
+    /// The index.
+    pub fn catalog(&self) -> &Catalog {
+        &self.catalog
+    }
+
+    /// The index, to add to.
+    pub fn catalog_mut(&mut self) -> &mut Catalog {
+        &mut self.catalog
+    }
+
+    /// Opens one segment, sealed or open, whichever it is by now.
+    ///
+    /// # Errors
+    /// Corrupt, if its bytes are not what they must be; gap, if it is missing.
+    pub fn segment(&self, source: &str, timeline: u32, number: u64) -> Result<SegmentReader> {
+        open_segment(&self.store, source, timeline, number)
+    }
+
+    /// Opens the file of a baseline.
+    pub fn baseline(&self, baseline: &BaselineMeta) -> Result<File> {
+        let name = baseline_name(baseline);
+        File::open(self.store.path(&name)?).unavailable(|| format!("open {name}"))
+    }
+
+    /// The segments of a source that have no final name yet, in order.
+    pub fn open_segments(&self, source: &str) -> Result<Vec<SegmentMeta>> {
+        let mut found = Vec::new();
+        for (timeline, number) in self.open_segment_numbers(source)? {
+            let name = names::open_segment(source, timeline, number);
+            let file = match File::open(self.store.path(&name)?) {
+                Ok(file) => file,
+                // Sealed since it was listed: the catalog has it.
+                Err(error) if error.kind() == ErrorKind::NotFound => continue,
+                Err(error) => return Err(error).unavailable(|| format!("open {name}")),
+            };
+            let mut file = BufReader::with_capacity(1 << 18, file);
+            if Reader::header_is_torn(&mut file)? {
+                // Just being created, or torn by a crash in its first write: it holds nothing.
+                continue;
+            }
+            let reader = Reader::scan(file).map_err(|error| error.context(&name))?;
+            found.push(reader.meta().clone());
+        }
+        Ok(found)
+    }
+
+    /// Timeline and number of every open segment of a source, in order.
+    pub fn open_segment_numbers(&self, source: &str) -> Result<Vec<(u32, u64)>> {
+        let mut numbers: Vec<(u32, u64)> = self
+            .store
+            .list(&format!("{source}/"))?
+            .iter()
+            .filter(|name| Path::new(name).extension().is_some_and(|extension| extension == "open"))
+            .filter_map(|name| names::parse_segment(name))
+            .map(|(timeline, number, _)| (timeline, number))
+            .collect();
+        numbers.sort_unstable();
+        Ok(numbers)
+    }
+
+    /// Everything that is known of a source, open segments included.
+    pub fn history(&self, source: &str, engine: EngineKind) -> Result<History> {
+        // Open segments first: one that is sealed meanwhile shows up in the catalog as well,
+        // while the other order could miss it in both.
+        let open = self.open_segments(source)?;
+        let mut timelines = Vec::new();
+        for timeline in self.catalog.timelines(source)? {
+            let last = self.catalog.last_segment(source, timeline)?;
+            timelines.push((timeline, last.and_then(|last| last.totals.known_until)));
+        }
+        let mut gaps = self.catalog.gaps(source)?;
+        for segment in &open {
+            let timeline = segment.header.timeline;
+            let until = segment.totals.known_until;
+            match timelines.iter_mut().find(|(known, _)| *known == timeline) {
+                Some((_, end)) => *end = (*end).max(until),
+                None => timelines.push((timeline, until)),
+            }
+            if let Some(broken) = &segment.header.broken
+                && !gaps.iter().any(|gap| gap.timeline == timeline)
+            {
+                gaps.push(crate::manifest::Gap {
+                    timeline,
+                    segment: segment.header.number,
+                    after: broken.after,
+                    before: segment.totals.first_at.or(until),
+                    reason: broken.reason.clone(),
+                });
+            }
+        }
+        let baselines = self.catalog.baselines(source)?;
+        for baseline in &baselines {
+            if !timelines.iter().any(|(timeline, _)| *timeline == baseline.timeline) {
+                timelines.push((baseline.timeline, Some(baseline.at)));
+            }
+        }
+        Ok(History { source: source.to_owned(), engine, timelines, baselines, gaps })
+    }
+
+    /// The segments of a timeline from the one that holds `place` on, sealed and open, at most
+    /// as far as is needed to pass `until` (all, if `None`).
+    pub fn segments_from(
+        &self,
+        source: &str,
+        timeline: u32,
+        place: &Position,
+        until: Option<Timestamp>,
+    ) -> Result<Vec<SegmentMeta>> {
+        let open = self.open_segments(source)?;
+        let sealed = self.catalog.segment_containing(source, timeline, &place.log, place.offset)?;
+        let mut segments = Vec::new();
+        let mut next = sealed.map(|first| first.header.number);
+        while let Some(number) = next {
+            let page = self.catalog.segments_from(source, timeline, number, PAGE)?;
+            let is_end = page.len() < PAGE
+                || until.is_some_and(|until| page.iter().any(|s| plan::is_past(s, until)));
+            next = page.last().map(|last| last.header.number + 1).filter(|_| !is_end);
+            segments.extend(page);
+        }
+        for segment in open {
+            let header = &segment.header;
+            let next = segments.last().map(|last| last.header.number + 1);
+            let wanted = match next {
+                Some(next) => header.number >= next,
+                None => header.start.log == place.log && header.start.offset <= place.offset,
+            };
+            let passed =
+                until.is_some_and(|until| segments.iter().any(|s| plan::is_past(s, until)));
+            if header.timeline == timeline && wanted && !passed {
+                segments.push(segment);
+            }
+        }
+        Ok(segments)
+    }
+}
+
+/// Opens one segment, sealed or open, whichever it is by now. See [`Archive::segment`].
+pub fn open_segment(
+    store: &Local,
+    source: &str,
+    timeline: u32,
+    number: u64,
+) -> Result<SegmentReader> {
+    // It may be sealed between the two looks, never the other way round: look at the sealed
+    // name again at the end.
+    let sealed = names::segment(source, timeline, number);
+    let open = names::open_segment(source, timeline, number);
+    for (name, is_sealed) in [(&sealed, true), (&open, false), (&sealed, true)] {
+        match File::open(store.path(name)?) {
+            Ok(file) => {
+                let file = BufReader::with_capacity(1 << 18, file);
+                let reader = if is_sealed { Reader::open(file) } else { Reader::scan(file) };
+                return reader.map_err(|error| error.context(name));
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(error).unavailable(|| format!("open {name}")),
+        }
+    }
+    Err(Error::gap(format!("{sealed} is missing"))
+        .hint("`pitr reindex` brings the catalog up to what is there"))
+}
+
+/// The name of a baseline's file within the archive.
+pub fn baseline_name(baseline: &BaselineMeta) -> String {
+    format!("{}/{}", names::timeline(&baseline.source, baseline.timeline), baseline.name)
+}
+
+/// Reads `archive.json`.
+///
+/// # Errors
+/// Usage, if the folder is no archive; refused, if its format is another one.
+pub fn read_meta(root: &Path) -> Result<ArchiveMeta> {
+    let path = root.join(names::ARCHIVE);
+    let bytes = match std::fs::read(&path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            return Err(Error::usage(format!("{} is not an archive", root.display()))
+                .hint("create it with `pitr init`"));
+        }
+        Err(error) => return Err(error).unavailable(|| format!("read {}", path.display())),
+    };
+    let meta: ArchiveMeta =
+        serde_json::from_slice(&bytes).corrupt(|| format!("read {}", path.display()))?;
+    if meta.format != FORMAT {
+        return Err(Error::refused(format!(
+            "{} has format {}, this program reads format {FORMAT}",
+            root.display(),
+            meta.format
+        ))
+        .hint("use the version of pitr that wrote it, or a newer one"));
+    }
+    Ok(meta)
+}

@@ -1,0 +1,298 @@
+//! Takes full copies and stores them, each at a proved place in the archive's own stream.
+//!
+//! The bytes go through zstd straight into a file; nothing is held back in memory and nothing is
+//! written uncompressed. The JSON beside the file is written last: a baseline without it does not
+//! exist.
+
+use crate::archive::{Archive, SegmentReader, baseline_name};
+use crate::clock::Timestamp;
+use crate::durable;
+use crate::engine::{Located, Source};
+use crate::error::{Class, Context, Error, Result};
+use crate::manifest::{BaselineMeta, EngineKind, FORMAT, names};
+use crate::position::Position;
+use crate::record::{BaselineTaken, Piece};
+use bytes::Bytes;
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+
+/// Pieces of a baseline on their way from the engine to the file.
+pub const PIECES_IN_FLIGHT: usize = 16;
+
+/// How long the stream may take to pass the place of a baseline that was just taken.
+const CATCH_UP_TIMEOUT: Duration = Duration::from_mins(10);
+
+/// What a baseline is stored under.
+#[derive(Debug, Clone)]
+pub struct Label {
+    /// Name of the source.
+    pub source: String,
+    /// Kind of the source.
+    pub engine: EngineKind,
+    /// zstd level.
+    pub level: i32,
+}
+
+/// A baseline's bytes on disk, not yet part of the archive.
+#[derive(Debug)]
+pub struct Stored {
+    temporary: PathBuf,
+    raw_len: u64,
+    file_len: u64,
+    digest: String,
+    begun_at: Timestamp,
+}
+
+impl Stored {
+    /// Writes pieces as they come, until they end. An error among them ends it with that error
+    /// and leaves nothing behind.
+    pub fn write(
+        dir: &Path,
+        level: i32,
+        mut next: impl FnMut() -> Option<Result<Bytes>>,
+    ) -> Result<Self> {
+        durable::create_dir_all(dir)?;
+        let begun_at = Timestamp::now();
+        let temporary = dir.join(format!("base-{}.tmp", begun_at.as_micros()));
+        let written = (|| {
+            let file = File::create(&temporary)
+                .unavailable(|| format!("create {}", temporary.display()))?;
+            let mut encoder = zstd::Encoder::new(Hashed::new(file), level)
+                .class(Class::Bug, || "start zstd".into())?;
+            encoder.include_checksum(true).class(Class::Bug, || "set up zstd".into())?;
+            let mut raw_len = 0;
+            while let Some(piece) = next() {
+                let piece = piece?;
+                raw_len += piece.len() as u64;
+                encoder
+                    .write_all(&piece)
+                    .unavailable(|| format!("write {}", temporary.display()))?;
+            }
+            let hashed =
+                encoder.finish().unavailable(|| format!("write {}", temporary.display()))?;
+            hashed.file.sync_all().unavailable(|| format!("sync {}", temporary.display()))?;
+            Ok((raw_len, hashed.len, hashed.hasher.finalize().to_hex().to_string()))
+        })();
+        match written {
+            Ok((raw_len, file_len, digest)) => {
+                Ok(Self { temporary, raw_len, file_len, digest, begun_at })
+            }
+            Err(error) => {
+                durable::remove(&temporary)?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Makes it part of the archive, at `position`.
+    pub fn publish(
+        self,
+        archive: &mut Archive,
+        label: &Label,
+        timeline: u32,
+        taken: &BaselineTaken,
+        position: Position,
+        at: Timestamp,
+    ) -> Result<BaselineMeta> {
+        let meta = BaselineMeta {
+            format: FORMAT,
+            archive: archive.meta().archive.clone(),
+            source: label.source.clone(),
+            engine: label.engine,
+            server: taken.server.clone(),
+            timeline,
+            name: self.free_name(archive, label, timeline, taken.kind)?,
+            position,
+            at,
+            begun_at: self.begun_at,
+            finished_at: Timestamp::now(),
+            bytes_raw: self.raw_len,
+            bytes_stored: self.file_len,
+            digest: self.digest.clone(),
+        };
+        let path = archive.store().path(&baseline_name(&meta))?;
+        durable::create_dir_all(&archive.store().path(&names::timeline(&label.source, timeline))?)?;
+        durable::publish(&self.temporary, &path)?;
+        let json = serde_json::to_vec_pretty(&meta).class(Class::Bug, || "write JSON".into())?;
+        archive.store().put_new(&format!("{}.json", baseline_name(&meta)), &json)?;
+        archive.catalog_mut().add_baseline(&meta)?;
+        Ok(meta)
+    }
+
+    /// Two baselines that begin within one second get different names.
+    fn free_name(
+        &self,
+        archive: &Archive,
+        label: &Label,
+        timeline: u32,
+        kind: &str,
+    ) -> Result<String> {
+        let folder = names::timeline(&label.source, timeline);
+        let mut begun_at = self.begun_at;
+        loop {
+            let name = names::baseline(begun_at, kind);
+            if !archive.store().exists(&format!("{folder}/{name}"))? {
+                return Ok(name);
+            }
+            begun_at = begun_at.after(Duration::from_secs(1));
+        }
+    }
+
+    /// Removes it: it will not become part of the archive.
+    pub fn discard(self) -> Result<()> {
+        durable::remove(&self.temporary)
+    }
+}
+
+/// Takes a baseline of a source whose stream is being captured by this process.
+///
+/// `durable` follows the capture. The copy becomes part of the archive once the stream has passed
+/// its place, and the place was found to lie between two records.
+pub async fn take(
+    engine: &dyn Source,
+    root: &Path,
+    label: &Label,
+    mut durable: watch::Receiver<Option<Position>>,
+) -> Result<BaselineMeta> {
+    let (send, receive) = mpsc::channel(PIECES_IN_FLIGHT);
+    let dir = root.join(&label.source);
+    let writing = {
+        let (level, mut receive) = (label.level, receive);
+        tokio::task::spawn_blocking(move || {
+            Stored::write(&dir, level, || receive.blocking_recv().map(Ok))
+        })
+    };
+    let taken = engine.baseline(send).await;
+    let stored = writing.await.class(Class::Bug, || "write baseline".into())?;
+    let (taken, stored) = match (taken, stored) {
+        (Ok(taken), Ok(stored)) => (taken, stored),
+        // A writer that failed closes the channel, which fails the engine: its error is the cause.
+        (_, Err(error)) => return Err(error.context(format!("baseline of {}", label.source))),
+        (Err(error), Ok(stored)) => {
+            stored.discard()?;
+            return Err(error.context(format!("baseline of {}", label.source)));
+        }
+    };
+    let located = settle(engine, root, label, &taken, &mut durable).await;
+    let (timeline, located) = match located {
+        Ok(located) => located,
+        Err(error) => {
+            stored.discard()?;
+            return Err(error.context(format!("baseline of {}", label.source)));
+        }
+    };
+    let at = located.last_at.unwrap_or(taken.at);
+    let (root, label) = (root.to_owned(), label.clone());
+    tokio::task::spawn_blocking(move || {
+        let mut archive = Archive::open(&root)?;
+        stored.publish(&mut archive, &label, timeline, &taken, located.position, at)
+    })
+    .await
+    .class(Class::Bug, || "store baseline".into())?
+}
+
+/// Waits until the capture has passed the place of the copy, and finds out what stands there.
+async fn settle(
+    engine: &dyn Source,
+    root: &Path,
+    label: &Label,
+    taken: &BaselineTaken,
+    durable: &mut watch::Receiver<Option<Position>>,
+) -> Result<(u32, Located)> {
+    let place = &taken.position;
+    let deadline = tokio::time::Instant::now() + CATCH_UP_TIMEOUT;
+    loop {
+        // Looking into the archive is worth it only once the place can be there.
+        let is_behind = durable
+            .borrow_and_update()
+            .as_ref()
+            .is_none_or(|now| now.log == place.log && now.offset < place.offset);
+        if !is_behind && let Some(reader) = find(root, &label.source, place)? {
+            let header = reader.meta().header.clone();
+            let pieces = stream(reader, place.offset);
+            let located = engine.locate(header.start, pieces, place.offset).await?;
+            return Ok((header.timeline, located));
+        }
+        let changed = tokio::time::timeout_at(deadline, durable.changed()).await;
+        match changed {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => return Err(Error::unavailable("the capture ended")),
+            Err(_) => {
+                return Err(Error::unavailable(format!(
+                    "the stream did not reach {place} in {} s",
+                    CATCH_UP_TIMEOUT.as_secs()
+                ))
+                .hint("`pitr windows` shows whether the source is streaming"));
+            }
+        }
+    }
+}
+
+/// The segment of the newest timeline that holds `place` within its whole records.
+fn find(root: &Path, source: &str, place: &Position) -> Result<Option<SegmentReader>> {
+    let archive = Archive::open_read_only(root)?;
+    let open = archive.open_segments(source)?;
+    let sealed = archive.catalog().timelines(source)?.into_iter().max();
+    let Some(timeline) = open.iter().map(|s| s.header.timeline).chain(sealed).max() else {
+        return Ok(None);
+    };
+    let segments = archive.segments_from(source, timeline, place, None)?;
+    let holding = segments.iter().take(1).find(|segment| {
+        segment.header.start.offset <= place.offset && place.offset <= segment.totals.end.offset
+    });
+    match holding {
+        Some(found) => archive.segment(source, timeline, found.header.number).map(Some),
+        None => Ok(None),
+    }
+}
+
+/// The bytes of one segment, up to the block that holds `offset`.
+fn stream(mut reader: SegmentReader, offset: u64) -> mpsc::Receiver<Result<Piece>> {
+    let (send, receive) = mpsc::channel(4);
+    std::thread::spawn(move || {
+        let start = reader.meta().header.start.clone();
+        if send.blocking_send(Ok(Piece::Log { at: start, head: Bytes::new() })).is_err() {
+            return;
+        }
+        for index in 0..reader.blocks().len() {
+            if reader.blocks().get(index).is_some_and(|block| block.start > offset) {
+                break;
+            }
+            let mut bytes = Vec::new();
+            let piece = reader.read_block(index, &mut bytes).map(|_| Piece::Bytes(bytes.into()));
+            let failed = piece.is_err();
+            if send.blocking_send(piece).is_err() || failed {
+                break;
+            }
+        }
+    });
+    receive
+}
+
+struct Hashed {
+    file: File,
+    hasher: blake3::Hasher,
+    len: u64,
+}
+
+impl Hashed {
+    fn new(file: File) -> Self {
+        Self { file, hasher: blake3::Hasher::new(), len: 0 }
+    }
+}
+
+impl Write for Hashed {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.file.write_all(bytes)?;
+        self.hasher.update(bytes);
+        self.len += bytes.len() as u64;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.file.flush()
+    }
+}

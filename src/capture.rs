@@ -1,0 +1,791 @@
+//! Turns what an engine yields into durable segments.
+//!
+//! One [`Capture`] owns one source's place in the archive: the open segment, the chain digest and
+//! the marks. It runs on a thread of its own, so that compression, `fsync` and the catalog never
+//! hold up the socket; what it has not taken yet waits in a bounded channel, and behind that in
+//! the source itself.
+//!
+//! Syncs are grouped: everything that waited during one `fsync` shares the next.
+//!
+//! **Invariant:** the durable mark moves only after the bytes before it are synced, and only to
+//! the end of a whole record. A segment begins and ends between two records. A segment gets its
+//! final name only when it is complete, and its catalog row only after that.
+
+use crate::archive::Archive;
+use crate::baseline::{Label, Stored};
+use crate::clock::Timestamp;
+use crate::durable;
+use crate::error::{Context, Error, Result};
+use crate::manifest::{Break, FORMAT, SegmentHeader, SegmentMeta, names};
+use crate::position::Position;
+use crate::record::{CHUNK_BYTES, Captured, Chunk, Continuity, Mark, Server};
+use crate::segment::{Reader, Writer, rewrite};
+use std::collections::BTreeSet;
+use std::fs::{File, OpenOptions};
+use std::io::{BufReader, ErrorKind, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, watch};
+
+/// Chunks between the engine and the writer; bounds memory to this many times
+/// [`CHUNK_BYTES`](crate::record::CHUNK_BYTES) a source.
+pub const CHUNKS_IN_FLIGHT: usize = 16;
+
+/// Bytes written without a sync, at most.
+const UNSYNCED_BYTES_MAX: u64 = 16 << 20;
+
+/// How long bytes may wait for a sync while more keep coming.
+const UNSYNCED_MAX: Duration = Duration::from_millis(100);
+
+/// How often an idle capture looks at the clock.
+const TICK: Duration = Duration::from_millis(500);
+
+/// How often an idle source's progress in time is written down. Until then only the running
+/// process knows it; after a crash the source's own log proves it again.
+const IDLE_MARK_EVERY: Duration = Duration::from_secs(10);
+
+/// How long to wait before writing again to a disk that is full.
+const FULL_DISK_RETRY: Duration = Duration::from_secs(1);
+
+/// When segments are sealed, besides every full hour.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sealing {
+    /// Raw bytes in a segment, at most; one record more if a record is longer.
+    pub max_bytes: u64,
+    /// Age of a segment.
+    pub max_age: Duration,
+}
+
+/// What the rest of the process may know of a running capture, and ask of it.
+#[derive(Debug, Default)]
+pub struct Shared {
+    /// Set to end a wait for disk space.
+    pub stop: AtomicBool,
+    /// Nothing committed until then (µs since 1970) is missing on disk; `i64::MIN` if unknown.
+    known_until: AtomicI64,
+    /// The same, as the files themselves show it: what another process can restore to.
+    written_until: AtomicI64,
+    /// Somebody waits for this instant (µs since 1970) to be on disk.
+    wanted: AtomicI64,
+    /// The newest timeline; 0 before the first.
+    timeline: AtomicU32,
+    /// The source is connected and streams.
+    streaming: AtomicBool,
+    /// The disk is full, and the capture waits.
+    pub disk_full: AtomicBool,
+}
+
+impl Shared {
+    /// Shared state of a capture that knows nothing yet.
+    pub fn new() -> Self {
+        let shared = Self::default();
+        shared.known_until.store(i64::MIN, Ordering::Release);
+        shared.written_until.store(i64::MIN, Ordering::Release);
+        shared.wanted.store(i64::MIN, Ordering::Release);
+        shared
+    }
+
+    /// Nothing committed until then is missing on disk.
+    pub fn known_until(&self) -> Option<Timestamp> {
+        instant(&self.known_until)
+    }
+
+    /// Nothing committed until then is missing on disk, and the files themselves show it.
+    pub fn written_until(&self) -> Option<Timestamp> {
+        instant(&self.written_until)
+    }
+
+    /// The newest timeline; 0 before the first.
+    pub fn timeline(&self) -> u32 {
+        self.timeline.load(Ordering::Acquire)
+    }
+
+    /// Whether the source is connected and streams.
+    pub fn is_streaming(&self) -> bool {
+        self.streaming.load(Ordering::Acquire)
+    }
+
+    /// Asks that `at` be written down as soon as the source has passed it.
+    pub fn want(&self, at: Timestamp) {
+        self.wanted.fetch_max(at.as_micros(), Ordering::AcqRel);
+    }
+
+    fn know(&self, at: Timestamp) {
+        self.known_until.fetch_max(at.as_micros(), Ordering::AcqRel);
+    }
+}
+
+fn instant(micros: &AtomicI64) -> Option<Timestamp> {
+    match micros.load(Ordering::Acquire) {
+        i64::MIN => None,
+        micros => Some(Timestamp::from_micros(micros)),
+    }
+}
+
+/// One source's place in the archive, and the segment being written.
+#[derive(Debug)]
+pub struct Capture {
+    archive: Archive,
+    label: Label,
+    sealing: Sealing,
+    shared: Arc<Shared>,
+    durable: watch::Sender<Option<Position>>,
+
+    server: Server,
+    skew_micros: i64,
+    timeline: u32,
+    next_number: u64,
+    /// Digest of the last sealed segment of the timeline.
+    previous: Option<String>,
+    /// Where the last whole record ends; `None` before the first stream.
+    end: Option<Position>,
+    /// Nothing committed until then is missing in what was taken (not necessarily synced).
+    known_until: Option<Timestamp>,
+    /// The break that the next segment begins with.
+    broken: Option<Break>,
+    /// The timeline has nothing in it yet but a baseline that came with the stream.
+    fresh: bool,
+    open: Option<Open>,
+    /// `server_id`s seen in the current log; every segment of it names all of them.
+    origins: BTreeSet<u32>,
+    /// The last idle mark that was written.
+    idle_written: Option<Mark>,
+    /// The last idle mark that was not, yet.
+    idle: Option<Mark>,
+}
+
+#[derive(Debug)]
+struct Open {
+    writer: Writer<PatientFile>,
+    opened_at: Timestamp,
+    since: Instant,
+    unsynced_since: Option<Instant>,
+    unsynced_bytes: u64,
+    /// Offset after the last byte; beyond `Capture::end` while a record is incomplete.
+    end: u64,
+}
+
+impl Capture {
+    /// Takes up a source where the archive left it: repairs what a crash left open, and finds
+    /// the place to go on from. The caller holds the archive's lock.
+    pub fn recover(
+        root: &Path,
+        label: Label,
+        sealing: Sealing,
+        shared: Arc<Shared>,
+    ) -> Result<Self> {
+        let archive = Archive::open(root)?;
+        let (durable, _) = watch::channel(None);
+        let mut capture = Self {
+            archive,
+            label,
+            sealing,
+            shared,
+            durable,
+            server: Server::default(),
+            skew_micros: 0,
+            timeline: 0,
+            next_number: 1,
+            previous: None,
+            end: None,
+            known_until: None,
+            broken: None,
+            fresh: false,
+            open: None,
+            origins: BTreeSet::new(),
+            idle_written: None,
+            idle: None,
+        };
+        capture.remove_unfinished()?;
+        capture.seal_torn()?;
+        capture.find_end()?;
+        capture.publish_durable();
+        Ok(capture)
+    }
+
+    /// The place to ask the source for: everything before it is on disk.
+    pub fn resume(&self) -> Option<Position> {
+        self.end.clone()
+    }
+
+    /// Follows the place up to which everything is on disk.
+    pub fn durable(&self) -> watch::Receiver<Option<Position>> {
+        self.durable.subscribe()
+    }
+
+    /// The newest timeline; 0 before the first.
+    pub fn timeline(&self) -> u32 {
+        self.timeline
+    }
+
+    /// Takes everything that comes until the channel closes. Afterwards all of it that forms
+    /// whole records is durable, and [`Self::resume`] says where to go on.
+    ///
+    /// # Errors
+    /// Unavailable, if the disk fails; the capture has to be recovered then.
+    pub fn run(&mut self, mut captured: mpsc::Receiver<Captured>, runtime: &Handle) -> Result<()> {
+        loop {
+            let next = match captured.try_recv() {
+                Ok(next) => Some(next),
+                Err(mpsc::error::TryRecvError::Disconnected) => break,
+                Err(mpsc::error::TryRecvError::Empty) => {
+                    // Nothing waits: the moment at which a sync delays nobody.
+                    self.sync()?;
+                    let wait = async { tokio::time::timeout(TICK, captured.recv()).await };
+                    match runtime.block_on(wait) {
+                        Ok(Some(next)) => Some(next),
+                        Ok(None) => break,
+                        Err(_) => None,
+                    }
+                }
+            };
+            if let Some(next) = next {
+                self.take(next)?;
+            }
+            self.turn()?;
+        }
+        self.end_stream()
+    }
+
+    /// Seals the open segment if its hour is over or it is old, and syncs what has waited long.
+    pub fn turn(&mut self) -> Result<()> {
+        let Some(open) = &self.open else { return Ok(()) };
+        let waited = open.unsynced_since.is_some_and(|since| since.elapsed() >= UNSYNCED_MAX);
+        if waited || open.unsynced_bytes >= UNSYNCED_BYTES_MAX {
+            self.sync()?;
+        }
+        if self.is_full() && self.is_whole() {
+            self.seal()?;
+        }
+        Ok(())
+    }
+
+    /// Seals what is open. Called when the process stops.
+    pub fn close(mut self) -> Result<()> {
+        self.end_stream()?;
+        self.seal()
+    }
+
+    fn take(&mut self, captured: Captured) -> Result<()> {
+        match captured {
+            Captured::Opened { server, at, continuity, skew_micros } => {
+                self.server = server;
+                self.skew_micros = skew_micros;
+                self.opened(at, continuity)
+            }
+            Captured::Log(at) => {
+                if !self.is_whole() {
+                    return Err(Error::corrupt(format!(
+                        "{}: the stream went on to {at} in the middle of a record",
+                        self.label.source
+                    )));
+                }
+                self.seal()?;
+                self.origins.clear();
+                self.idle = None;
+                self.end = Some(at);
+                Ok(())
+            }
+            Captured::Chunk(chunk) => self.chunk(chunk),
+            Captured::Alive(mark) => self.alive(mark),
+            Captured::Baseline { taken, mut pieces } => {
+                self.begin_timeline("the source sent a full copy of itself".into())?;
+                self.fresh = true;
+                self.server = taken.server.clone();
+                let dir = self.archive.store().path(&self.label.source)?;
+                let level = self.label.level;
+                let stored = Stored::write(&dir, level, || pieces.blocking_recv())?;
+                let (position, at) = (taken.position.clone(), taken.at);
+                let label = self.label.clone();
+                stored.publish(
+                    &mut self.archive,
+                    &label,
+                    self.timeline,
+                    &taken,
+                    position.clone(),
+                    at,
+                )?;
+                self.end = Some(position);
+                self.known_until = Some(at);
+                self.shared.know(at);
+                self.publish_durable();
+                Ok(())
+            }
+        }
+    }
+
+    fn opened(&mut self, at: Position, continuity: Continuity) -> Result<()> {
+        match continuity {
+            Continuity::Continues => {
+                if !self.end.as_ref().is_some_and(|end| end.is_same_place(&at)) {
+                    return Err(Error::bug(format!(
+                        "{}: the stream goes on at {at}, the archive ends at {:?}",
+                        self.label.source, self.end
+                    )));
+                }
+            }
+            Continuity::Begins if self.timeline == 0 => self.begin_timeline(String::new())?,
+            Continuity::Begins if self.fresh => {}
+            Continuity::Begins => self.begin_timeline("capture began anew".into())?,
+            Continuity::Broken(reason) => {
+                tracing::error!(source = %self.label.source, "gap: {reason}");
+                if self.fresh {
+                    if let Some(broken) = &mut self.broken {
+                        broken.reason = reason;
+                    }
+                } else {
+                    self.begin_timeline(reason)?;
+                }
+            }
+        }
+        self.fresh = false;
+        self.end = Some(at);
+        self.publish_durable();
+        self.shared.streaming.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    fn begin_timeline(&mut self, reason: String) -> Result<()> {
+        self.seal()?;
+        let after = self.known_until;
+        self.broken = (self.timeline > 0).then_some(Break { after, reason });
+        self.timeline += 1;
+        self.next_number = 1;
+        self.previous = None;
+        self.known_until = None;
+        self.idle_written = None;
+        self.idle = None;
+        self.end = None;
+        Ok(())
+    }
+
+    fn chunk(&mut self, chunk: Chunk) -> Result<()> {
+        let expected = match &self.open {
+            Some(open) => Some(open.end),
+            None => self.end.as_ref().map(|end| end.offset),
+        };
+        if expected != Some(chunk.start) {
+            return Err(Error::bug(format!(
+                "{}: a chunk begins at {}, the stream is at {expected:?}",
+                self.label.source, chunk.start
+            )));
+        }
+        if self.is_full()
+            && let Some(whole) = &chunk.whole
+            && whole.offset < chunk.end()
+        {
+            // The segment ends with the last whole record; the rest begins the next one.
+            let (head, tail) = split(chunk);
+            self.append(head)?;
+            self.seal()?;
+            return self.append(tail);
+        }
+        self.append(chunk)
+    }
+
+    fn append(&mut self, mut chunk: Chunk) -> Result<()> {
+        if let Some(idle) = self.idle.take().filter(|idle| idle.offset == chunk.start) {
+            chunk.marks.insert(0, idle);
+        }
+        if let (Some(mark), true) = (chunk.marks.last(), chunk.bytes.is_empty()) {
+            self.idle_written = Some(*mark);
+        }
+        self.origins.extend(&chunk.origins);
+        let open = match &mut self.open {
+            Some(open) => open,
+            None => {
+                chunk.origins = self.origins.iter().copied().collect();
+                let open = self.create()?;
+                self.open.insert(open)
+            }
+        };
+        let before = open.writer.bytes_stored();
+        open.writer.append(&chunk)?;
+        open.unsynced_bytes += open.writer.bytes_stored() - before;
+        open.unsynced_since.get_or_insert_with(Instant::now);
+        open.end = chunk.end();
+        let marks = chunk.marks.iter().map(|mark| mark.at);
+        self.known_until = marks.chain(chunk.last_at).chain(self.known_until).max();
+        if let Some(whole) = chunk.whole {
+            self.end = Some(whole);
+        }
+        Ok(())
+    }
+
+    /// The first mark at an offset is written at once: from then on an instant leads there. The
+    /// last one goes with the next bytes; those between say nothing that these two do not.
+    fn alive(&mut self, mark: Mark) -> Result<()> {
+        let at_end = self.end.as_ref().is_some_and(|end| end.offset == mark.offset);
+        if !at_end || !self.is_whole() {
+            return Ok(());
+        }
+        let written = self.idle_written.map_or(i64::MIN, |written| written.at.as_micros());
+        let wanted = self.shared.wanted.load(Ordering::Acquire);
+        let is_new = self.idle_written.is_none_or(|written| written.offset != mark.offset);
+        let is_wanted = written < wanted && wanted <= mark.at.as_micros();
+        let is_due = mark.at.as_micros() >= written.saturating_add(micros(IDLE_MARK_EVERY));
+        if is_new || is_wanted || is_due {
+            let (end, start) = (self.end.clone(), mark.offset);
+            self.idle = None;
+            return self.append(Chunk { start, whole: end, marks: vec![mark], ..Chunk::default() });
+        }
+        self.idle = Some(mark);
+        if self.open.as_ref().is_none_or(|open| open.unsynced_since.is_none()) {
+            self.shared.know(mark.at);
+        }
+        Ok(())
+    }
+
+    /// Makes what was written durable, and says so.
+    fn sync(&mut self) -> Result<()> {
+        let Some(open) = &mut self.open else { return Ok(()) };
+        if open.unsynced_since.is_none() {
+            return Ok(());
+        }
+        open.writer.get_ref().sync()?;
+        open.unsynced_since = None;
+        open.unsynced_bytes = 0;
+        self.publish_durable();
+        Ok(())
+    }
+
+    fn publish_durable(&mut self) {
+        if let Some(known) = self.known_until {
+            self.shared.know(known);
+            self.shared.written_until.fetch_max(known.as_micros(), Ordering::AcqRel);
+        }
+        self.shared.timeline.store(self.timeline, Ordering::Release);
+        self.durable.send_replace(self.end.clone());
+    }
+
+    fn create(&mut self) -> Result<Open> {
+        let start = self.end.clone().ok_or_else(|| Error::bug("bytes before a stream"))?;
+        let opened_at = Timestamp::now();
+        let header = SegmentHeader {
+            format: FORMAT,
+            archive: self.archive.meta().archive.clone(),
+            source: self.label.source.clone(),
+            engine: self.label.engine,
+            server: self.server.clone(),
+            timeline: self.timeline,
+            number: self.next_number,
+            start: start.clone(),
+            opened_at,
+            skew_micros: self.skew_micros,
+            previous: self.previous.clone(),
+            broken: self.broken.clone(),
+        };
+        let name = names::open_segment(&self.label.source, self.timeline, self.next_number);
+        let path = self.archive.store().path(&name)?;
+        durable::create_dir_all(&self.folder(self.timeline)?)?;
+        let file = PatientFile::create(&path, Arc::clone(&self.shared))?;
+        let writer = Writer::create(file, &header, self.label.level)?;
+        durable::sync_dir(&self.folder(self.timeline)?)?;
+        Ok(Open {
+            writer,
+            opened_at,
+            since: Instant::now(),
+            unsynced_since: Some(Instant::now()),
+            unsynced_bytes: 0,
+            end: start.offset,
+        })
+    }
+
+    fn is_full(&self) -> bool {
+        self.open.as_ref().is_some_and(|open| {
+            open.writer.totals().bytes_raw >= self.sealing.max_bytes
+                || open.since.elapsed() >= self.sealing.max_age
+                || open.opened_at.hour() != Timestamp::now().hour()
+        })
+    }
+
+    /// Whether the stream stands between two records.
+    fn is_whole(&self) -> bool {
+        match (&self.open, &self.end) {
+            (Some(open), Some(end)) => open.end == end.offset,
+            _ => true,
+        }
+    }
+
+    /// The stream broke off: what is whole is made durable, what is not is cut off.
+    fn end_stream(&mut self) -> Result<()> {
+        self.shared.streaming.store(false, Ordering::Release);
+        if let Some(idle) = self.idle.take().filter(|_| self.is_whole()) {
+            let (end, start) = (self.end.clone(), idle.offset);
+            self.append(Chunk { start, whole: end, marks: vec![idle], ..Chunk::default() })?;
+        }
+        self.sync()?;
+        if self.is_whole() { Ok(()) } else { self.seal() }
+    }
+
+    /// Gives the open segment its footer and its final name, and indexes it.
+    fn seal(&mut self) -> Result<()> {
+        self.sync()?;
+        let is_whole = self.is_whole();
+        let Some(open) = self.open.take() else { return Ok(()) };
+        let header = open.writer.header().clone();
+        let totals = open.writer.totals();
+        let (timeline, number) = (header.timeline, header.number);
+        let path = self.open_path(timeline, number)?;
+        // Many small blocks cost space and index rows: write them again as few large ones.
+        let is_fragmented = totals.blocks > 2 * (totals.bytes_raw / CHUNK_BYTES as u64) + 8;
+        let sealed = if is_whole && !is_fragmented {
+            let (file, meta) = open.writer.finish()?;
+            file.sync()?;
+            durable::publish(&path, &self.sealed_path(timeline, number)?)?;
+            Some(meta)
+        } else {
+            drop(open);
+            self.seal_whole_part(timeline, number)?
+        };
+        if let Some(meta) = sealed {
+            self.index(&meta)?;
+        }
+        self.broken = self.broken.take().filter(|_| self.next_number == 1);
+        Ok(())
+    }
+
+    /// Writes the whole records of an open segment as a sealed one. `None` if there are none.
+    fn seal_whole_part(&mut self, timeline: u32, number: u64) -> Result<Option<SegmentMeta>> {
+        let open = self.open_path(timeline, number)?;
+        let file = File::open(&open).unavailable(|| format!("open {}", open.display()))?;
+        let mut reader = Reader::scan(BufReader::with_capacity(1 << 18, file))?;
+        let temporary = open.with_extension("rewrite");
+        let to = PatientFile::create(&temporary, Arc::clone(&self.shared))?;
+        let rewritten = rewrite(&mut reader, to, self.label.level)?;
+        let meta = match rewritten {
+            Some((file, meta)) => {
+                file.sync()?;
+                durable::publish(&temporary, &self.sealed_path(timeline, number)?)?;
+                Some(meta)
+            }
+            None => {
+                durable::remove(&temporary)?;
+                None
+            }
+        };
+        durable::remove(&open)?;
+        Ok(meta)
+    }
+
+    fn index(&mut self, meta: &SegmentMeta) -> Result<()> {
+        let (timeline, number) = (meta.header.timeline, meta.header.number);
+        let reader = self.archive.segment(&self.label.source, timeline, number)?;
+        self.archive.catalog_mut().add_segment(meta, reader.blocks())?;
+        self.next_number = number + 1;
+        self.previous = Some(meta.digest.clone());
+        Ok(())
+    }
+
+    // Recovery.
+
+    /// Removes what was being written under a temporary name.
+    fn remove_unfinished(&self) -> Result<()> {
+        for name in self.archive.store().list(&format!("{}/", self.label.source))? {
+            let extension = Path::new(&name).extension().and_then(|e| e.to_str());
+            if matches!(extension, Some("tmp" | "rewrite")) {
+                durable::remove(&self.archive.store().path(&name)?)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Seals what a crash left open, cut after its last whole record.
+    fn seal_torn(&mut self) -> Result<()> {
+        self.index_unindexed()?;
+        for (timeline, number) in self.archive.open_segment_numbers(&self.label.source)? {
+            let (open, sealed) =
+                (self.open_path(timeline, number)?, self.sealed_path(timeline, number)?);
+            if sealed.exists() {
+                durable::remove(&open)?;
+                continue;
+            }
+            let mut file = BufReader::with_capacity(
+                1 << 18,
+                File::open(&open).unavailable(|| format!("open {}", open.display()))?,
+            );
+            if Reader::header_is_torn(&mut file)? {
+                // Torn in its first write: nothing behind it was ever durable.
+                durable::remove(&open)?;
+                continue;
+            }
+            let reader = Reader::scan(file)
+                .map_err(|error| error.context(format!("recover {}", open.display())))?;
+            if reader.meta().sealed {
+                durable::publish(&open, &sealed)?;
+            } else if let Some(meta) = self.seal_whole_part(timeline, number)? {
+                let (end, torn) = (meta.totals.end, reader.torn_bytes());
+                tracing::info!(
+                    source = %self.label.source,
+                    "recovered segment {number} up to {end}; {torn} bytes were torn"
+                );
+            } else {
+                continue;
+            }
+            self.index_unindexed()?;
+        }
+        Ok(())
+    }
+
+    /// Brings the catalog up to sealed segments that it does not have yet.
+    fn index_unindexed(&mut self) -> Result<()> {
+        let source = self.label.source.clone();
+        let mut sealed: Vec<(u32, u64)> = self
+            .archive
+            .store()
+            .list(&format!("{source}/"))?
+            .iter()
+            .filter_map(|name| names::parse_segment(name))
+            .filter(|(_, _, sealed)| *sealed)
+            .map(|(timeline, number, _)| (timeline, number))
+            .collect();
+        sealed.sort_unstable();
+        for (timeline, number) in sealed {
+            let last = self.archive.catalog().last_segment(&source, timeline)?;
+            if last.is_none_or(|last| last.header.number < number) {
+                let reader = self.archive.segment(&source, timeline, number)?;
+                let (meta, blocks) = (reader.meta().clone(), reader.blocks().to_vec());
+                self.archive.catalog_mut().add_segment(&meta, &blocks)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn find_end(&mut self) -> Result<()> {
+        let source = self.label.source.clone();
+        let baseline = self
+            .archive
+            .catalog()
+            .baselines(&source)?
+            .into_iter()
+            .max_by_key(|b| (b.timeline, b.begun_at));
+        let segments = self.archive.catalog().timelines(&source)?.into_iter().max();
+        self.timeline =
+            segments.max(baseline.as_ref().map(|baseline| baseline.timeline)).unwrap_or(0);
+        if self.timeline == 0 {
+            return Ok(());
+        }
+        if let Some(last) = self.archive.catalog().last_segment(&source, self.timeline)? {
+            self.server = last.header.server.clone();
+            self.next_number = last.header.number + 1;
+            self.previous = Some(last.digest.clone());
+            self.known_until = last.totals.known_until;
+            self.end = Some(last.totals.end);
+        } else if let Some(baseline) = baseline {
+            // A full resync was stored, but nothing behind it.
+            self.end = Some(baseline.position);
+            self.known_until = Some(baseline.at);
+            let after = match self.timeline.checked_sub(1).filter(|before| *before > 0) {
+                Some(before) => {
+                    let last = self.archive.catalog().last_segment(&source, before)?;
+                    last.and_then(|last| last.totals.known_until)
+                }
+                None => None,
+            };
+            let reason = "the source sent a full copy of itself".to_owned();
+            self.broken = (self.timeline > 1).then_some(Break { after, reason });
+        }
+        Ok(())
+    }
+
+    fn folder(&self, timeline: u32) -> Result<PathBuf> {
+        self.archive.store().path(&names::timeline(&self.label.source, timeline))
+    }
+
+    fn open_path(&self, timeline: u32, number: u64) -> Result<PathBuf> {
+        self.archive.store().path(&names::open_segment(&self.label.source, timeline, number))
+    }
+
+    fn sealed_path(&self, timeline: u32, number: u64) -> Result<PathBuf> {
+        self.archive.store().path(&names::segment(&self.label.source, timeline, number))
+    }
+}
+
+/// Divides a chunk after its last whole record. Everything known of the records goes with them.
+fn split(mut chunk: Chunk) -> (Chunk, Chunk) {
+    let whole = chunk.whole.as_ref().map_or(chunk.start, |whole| whole.offset);
+    let rest = chunk.bytes.split_off(usize::try_from(whole - chunk.start).unwrap_or(usize::MAX));
+    let tail = Chunk { start: whole, bytes: rest, time: chunk.time, ..Chunk::default() };
+    (chunk, tail)
+}
+
+fn micros(d: Duration) -> i64 {
+    i64::try_from(d.as_micros()).unwrap_or(i64::MAX)
+}
+
+/// A file that waits for space instead of failing on a full disk. While it waits nothing is
+/// taken from the source, which keeps what was not taken.
+#[derive(Debug)]
+pub struct PatientFile {
+    file: File,
+    path: PathBuf,
+    shared: Arc<Shared>,
+}
+
+impl PatientFile {
+    fn create(path: &Path, shared: Arc<Shared>) -> Result<Self> {
+        let mut options = OpenOptions::new();
+        options.write(true).create_new(true);
+        loop {
+            match options.open(path) {
+                Ok(file) => return Ok(Self { file, path: path.to_owned(), shared }),
+                Err(error) if is_full(&error) && !shared.stop.load(Ordering::Acquire) => {
+                    wait_for_space(path, &shared);
+                }
+                Err(error) => {
+                    return Err(error).unavailable(|| format!("create {}", path.display()));
+                }
+            }
+        }
+    }
+
+    fn sync(&self) -> Result<()> {
+        // A failed sync may have dropped pages: it is never tried again on the same file. The
+        // capture is recovered from what is really on disk, and the source asked for the rest.
+        self.file.sync_data().unavailable(|| format!("sync {}", self.path.display()))
+    }
+}
+
+impl Write for PatientFile {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        loop {
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "a short write is this method's contract"
+            )]
+            match self.file.write(bytes) {
+                Err(error) if is_full(&error) && !self.shared.stop.load(Ordering::Acquire) => {
+                    wait_for_space(&self.path, &self.shared);
+                }
+                written => {
+                    if self.shared.disk_full.swap(false, Ordering::AcqRel) {
+                        tracing::info!("there is space again: the capture goes on");
+                    }
+                    return written;
+                }
+            }
+        }
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.file.flush()
+    }
+}
+
+fn is_full(error: &std::io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
+}
+
+fn wait_for_space(path: &Path, shared: &Shared) {
+    if !shared.disk_full.swap(true, Ordering::AcqRel) {
+        tracing::error!(
+            "the disk is full: the capture waits, nothing is lost as long as the source keeps its \
+             log; free space for {}",
+            path.display()
+        );
+    }
+    std::thread::sleep(FULL_DISK_RETRY);
+}

@@ -1,0 +1,521 @@
+//! The command line: what can be typed, and one function for each command.
+//!
+//! Results go to stdout (one JSON document with `--json`), logs and progress to stderr. Nothing
+//! in pitr uses this module.
+
+use crate::archive::Archive;
+use crate::clock::{self, Target, Timestamp, Tz, in_zone};
+use crate::config::Config;
+use crate::daemon;
+use crate::engine::{Endpoint, Secret};
+use crate::error::{Class, Context, Error, Result};
+use crate::restore::{self, Progress};
+use crate::windows;
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::io::{IsTerminal, Write};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+use tracing_subscriber::EnvFilter;
+
+/// How often progress is written to a log; a terminal is redrawn more often.
+const PROGRESS_LINE_EVERY: Duration = Duration::from_secs(10);
+
+/// Keeps a continuous, checkable history of MySQL and Redis, and puts all of it back to one
+/// instant.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    after_help = "\
+Examples:
+  pitr init                                    create the archive named in pitr.toml
+  pitr run                                     capture every source, until stopped
+  pitr windows                                 what can be restored, and how far behind it is
+  pitr restore --to '10 minutes ago' --plan    what a restore would do
+  pitr restore --to 2024-05-01T03:00           every source, into fresh folders
+
+Exit codes: 0 ok, 1 finding, 2 usage, 3 unavailable, 4 not restorable, 5 corrupt, 6 refused,
+7 busy, 70 bug, 130 interrupted."
+)]
+struct Cli {
+    /// Configuration file [default: $PITR_CONFIG, ./pitr.toml, /etc/pitr/pitr.toml]
+    #[arg(short, long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Print one JSON document on stdout
+    #[arg(long, global = true)]
+    json: bool,
+    /// Say more: -v what is decided, -vv every step
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Create the archive
+    Init,
+    /// Capture every source, until stopped (Ctrl-C and SIGTERM seal and stop)
+    Run,
+    /// Take a baseline now, through the running daemon
+    Baseline {
+        /// Only this source (repeatable); without it, all
+        #[arg(long, value_name = "NAME")]
+        source: Vec<String>,
+    },
+    /// Say what can be restored: windows, gaps, lag
+    Windows,
+    /// Put sources back to one instant
+    Restore(RestoreArgs),
+    /// Rebuild the catalog from the archive
+    Reindex,
+    /// Start scratch servers, work on them, break something, restore to just before, and compare
+    Demo {
+        /// Keep the scratch folder
+        #[arg(long)]
+        keep: bool,
+    },
+    /// Print a completion script
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page
+    Man,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  pitr restore --to 2024-05-01T03:00:00Z
+  pitr restore --to '2024-05-01 05:00' --tz Europe/Berlin --into /srv/restored
+  pitr restore --to '10 minutes ago' --source shop-mysql \\
+      --target shop-mysql=mysql://root@127.0.0.1:3307
+
+The last record committed at or before the instant is in. Nothing is restored into a server or
+folder that is not empty.")]
+struct RestoreArgs {
+    /// RFC 3339, civil time (with --tz), 'latest', or '10 minutes ago'
+    #[arg(long, value_name = "T")]
+    to: String,
+    /// Zone of a civil time [default: the configuration's, else this host's]
+    #[arg(long, value_name = "ZONE")]
+    tz: Option<String>,
+    /// Only this source (repeatable); without it, all
+    #[arg(long, value_name = "NAME")]
+    source: Vec<String>,
+    /// Restore this source into a running, empty server (repeatable)
+    #[arg(long, value_name = "NAME=URL")]
+    target: Vec<String>,
+    /// Password of a target, in a file (repeatable)
+    #[arg(long, value_name = "NAME=FILE")]
+    target_password_file: Vec<String>,
+    /// Restore into fresh folders DIR/NAME [default: ./restored-<instant>]
+    #[arg(long, value_name = "DIR")]
+    into: Option<PathBuf>,
+    /// Serve the log to targets on this address [default: 127.0.0.1, any port]
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Option<SocketAddr>,
+    /// Print what would be done, and stop
+    #[arg(long)]
+    plan: bool,
+}
+
+/// Parses the command line, runs the command, and reports.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    start_logging(cli.verbose, matches!(cli.command, Command::Run));
+    let json = cli.json;
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            report_error(&error, json);
+            ExitCode::from(error.class().exit_code())
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<()> {
+    match &cli.command {
+        Command::Completions { shell } => {
+            let mut out = Vec::new();
+            clap_complete::generate(*shell, &mut Cli::command(), "pitr", &mut out);
+            return print(&out);
+        }
+        Command::Man => {
+            let mut out = Vec::new();
+            clap_mangen::Man::new(Cli::command())
+                .render(&mut out)
+                .class(Class::Bug, || "render the manual page".into())?;
+            return print(&out);
+        }
+        Command::Demo { keep } => {
+            let say = |line: &str| eprint(&format!("{line}\n"));
+            return runtime()?.block_on(crate::demo::run(*keep, say));
+        }
+        _ => {}
+    }
+    let config = Config::load(cli.config.as_deref())?;
+    match cli.command {
+        Command::Init => init(&config, cli.json),
+        Command::Run => runtime()?.block_on(daemon::run(config, until_stopped())),
+        Command::Baseline { source } => take_baselines(&config, &source, cli.json),
+        Command::Windows => {
+            let report = windows::windows(&config)?;
+            show(&report, cli.json, || report.text(config.zone))
+        }
+        Command::Restore(args) => restore(&config, &args, cli.json),
+        Command::Reindex => reindex(&config, cli.json),
+        Command::Demo { .. } | Command::Completions { .. } | Command::Man => Ok(()),
+    }
+}
+
+fn init(config: &Config, json: bool) -> Result<()> {
+    let archive = Archive::init(&config.archive)?;
+    let report = InitReport {
+        schema: "pitr.init/1",
+        archive: archive.meta().archive.clone(),
+        dir: config.archive.display().to_string(),
+    };
+    show(&report, json, || format!("created archive {}\n", report.dir))
+}
+
+#[derive(Serialize)]
+struct InitReport {
+    schema: &'static str,
+    archive: String,
+    dir: String,
+}
+
+fn take_baselines(config: &Config, names: &[String], json: bool) -> Result<()> {
+    let mut taken = Vec::new();
+    for source in chosen(config, names)? {
+        let meta = match daemon::ask_baseline(&config.archive, &source.name) {
+            Some(meta) => meta?,
+            None => {
+                return Err(Error::unavailable(format!(
+                    "no daemon runs on {}: a baseline needs the stream beside it",
+                    config.archive.display()
+                ))
+                .hint("start `pitr run`; it takes a first baseline by itself"));
+            }
+        };
+        taken.push(meta);
+    }
+    let report = BaselineReport { schema: "pitr.baseline/1", baselines: taken };
+    show(&report, json, || {
+        let line = |meta: &crate::manifest::BaselineMeta| {
+            format!(
+                "{}: {} at {}, {} bytes stored\n",
+                meta.source,
+                meta.name,
+                in_zone(meta.at, config.zone),
+                meta.bytes_stored
+            )
+        };
+        report.baselines.iter().map(line).collect()
+    })
+}
+
+#[derive(Serialize)]
+struct BaselineReport {
+    schema: &'static str,
+    baselines: Vec<crate::manifest::BaselineMeta>,
+}
+
+fn reindex(config: &Config, json: bool) -> Result<()> {
+    let meta = crate::archive::read_meta(&config.archive)?;
+    let report = crate::reindex::reindex(&config.archive, &meta)?;
+    show(&report, json, || {
+        let mut text = format!(
+            "{} segments and {} baselines are in the catalog; {} segments are open\n",
+            report.segments, report.baselines, report.open
+        );
+        for damaged in &report.damaged {
+            text += &format!("damaged: {}: {}\n", damaged.name, damaged.reason);
+        }
+        text
+    })?;
+    if report.damaged.is_empty() {
+        return Ok(());
+    }
+    Err(Error::corrupt(format!("{} objects are damaged", report.damaged.len()))
+        .hint("restore them from the other copy, and run `pitr reindex` again"))
+}
+
+fn restore(config: &Config, args: &RestoreArgs, json: bool) -> Result<()> {
+    let zone = match &args.tz {
+        Some(name) => name.parse().map_err(|_| {
+            Error::usage(format!("no time zone is named {name:?}"))
+                .hint("use an IANA name, such as --tz Europe/Berlin")
+        })?,
+        None => config.zone,
+    };
+    let now = Timestamp::now();
+    let target = clock::parse_target(&args.to, zone, now)?;
+    let sources = chosen(config, &args.source)?;
+    let names: Vec<String> = sources.iter().map(|source| source.name.clone()).collect();
+    let targets = parse_targets(config, args, &names)?;
+    let to = match target {
+        Target::At(at) if at > now => {
+            return Err(Error::gap(format!("{at} is in the future"))
+                .hint("`--to latest` is the newest instant that can be restored")
+                .nearest(vec![now.to_string()]));
+        }
+        Target::At(at) => {
+            if !daemon::cover(&config.archive, at, names, restore::WAIT_FOR_DAEMON) {
+                tracing::debug!("no daemon runs, or it has not passed {at}");
+            }
+            at
+        }
+        Target::Latest => newest(config, &sources, &names)?,
+    };
+    if !json {
+        let plain = format!("restore to {} = {to}\n", in_zone(to, zone));
+        eprint(&plain);
+    }
+    let options = restore::Options {
+        archive: config.archive.clone(),
+        sources: sources.clone(),
+        configured: config.sources.iter().map(|source| source.endpoint.clone()).collect(),
+        to,
+        targets,
+        into: args.into.clone().unwrap_or_else(|| restore::default_folder(to)),
+        listen: args.listen,
+    };
+    let plan = restore::prepare(&options)?;
+    let report = if args.plan {
+        plan.report()
+    } else {
+        let progress = Arc::new(Progress::default());
+        runtime()?.block_on(async {
+            tokio::select! {
+                report = plan.run(&progress) => report,
+                () = until_stopped() => {
+                    Err(Error::new(Class::Interrupted, "the restore was interrupted")
+                        .hint("what was restored so far is unfinished: remove it and start again"))
+                }
+                () = show_progress(Arc::clone(&progress)) => Err(Error::bug("progress ended")),
+            }
+        })?
+    };
+    show(&report, json, || report_text(&report, zone))
+}
+
+/// The newest instant: what the daemon has on disk, or else what the archive shows.
+fn newest(
+    config: &Config,
+    sources: &[crate::engine::SourceOptions],
+    names: &[String],
+) -> Result<Timestamp> {
+    if let Some(status) = daemon::status(&config.archive) {
+        let known = status.iter().filter(|s| names.contains(&s.name)).map(|s| s.durable_at);
+        if let Some(at) = known.min().flatten()
+            && daemon::cover(&config.archive, at, names.to_vec(), restore::WAIT_FOR_DAEMON)
+        {
+            return Ok(at);
+        }
+    }
+    restore::latest(&Archive::open_read_only(&config.archive)?, sources)
+}
+
+fn chosen(config: &Config, names: &[String]) -> Result<Vec<crate::engine::SourceOptions>> {
+    if config.sources.is_empty() {
+        return Err(Error::usage(format!("{} has no source", config.path.display()))
+            .hint("add a [[source]] table; README.md shows one"));
+    }
+    for name in names {
+        config.source(name)?;
+    }
+    let wanted = |name: &String| names.is_empty() || names.contains(name);
+    Ok(config.sources.iter().filter(|source| wanted(&source.name)).cloned().collect())
+}
+
+fn parse_targets(
+    config: &Config,
+    args: &RestoreArgs,
+    names: &[String],
+) -> Result<BTreeMap<String, Endpoint>> {
+    let mut targets = BTreeMap::new();
+    for text in &args.target {
+        let (name, url) = split_pair(text, "--target NAME=URL")?;
+        let source = config.source(name)?;
+        if !names.iter().any(|n| n == name) {
+            return Err(Error::usage(format!("--target {name}, but --source leaves {name} out")));
+        }
+        targets.insert(name.to_owned(), Endpoint::parse(source.engine, url)?);
+    }
+    for text in &args.target_password_file {
+        let (name, file) = split_pair(text, "--target-password-file NAME=FILE")?;
+        let target = targets
+            .get_mut(name)
+            .ok_or_else(|| Error::usage(format!("a password for {name}, which has no --target")))?;
+        let password = std::fs::read_to_string(file)
+            .class(Class::Usage, || format!("read password file {file}"))?;
+        target.password = Secret::new(password.trim_end_matches(['\r', '\n']));
+    }
+    Ok(targets)
+}
+
+fn split_pair<'a>(text: &'a str, form: &str) -> Result<(&'a str, &'a str)> {
+    text.split_once('=').ok_or_else(|| Error::usage(format!("not of the form {form}")))
+}
+
+fn report_text(report: &restore::Report, zone: Tz) -> String {
+    let mut out = String::new();
+    for source in &report.sources {
+        let did = if report.plan { "would restore" } else { "restored" };
+        out += &format!("{}: {did} into {}\n", source.name, source.target);
+        out += &format!(
+            "    baseline {} ({}) and {} segments of timeline {}\n",
+            source.baseline.name,
+            in_zone(source.baseline.at, zone),
+            source.segments,
+            source.timeline
+        );
+        if let Some(cut) = &source.cut {
+            let exactness = source.uncertainty_ms.unwrap_or(0);
+            out += &format!("    cut at {cut}, known to {exactness} ms\n");
+        }
+        if report.plan {
+            continue;
+        }
+        out += &format!(
+            "    {} records, {} bytes, in {:.1} s (baseline {:.1} s, replay {:.1} s)\n",
+            source.records,
+            source.bytes,
+            source.seconds.total,
+            source.seconds.baseline,
+            source.seconds.replay
+        );
+        let landing = |what: &str, landing: &Option<crate::record::Landing>| {
+            landing.as_ref().map(|landing| {
+                let at = landing.at.map(|at| format!(" at {at}")).unwrap_or_default();
+                format!("    {what} {}{at}\n", landing.position)
+            })
+        };
+        out.extend(landing("last in: ", &source.last_applied));
+        out.extend(landing("first out:", &source.first_left_out));
+        out += &format!("    check passed: {}\n", source.checked);
+    }
+    if let Some(skew) = report.skew_ms {
+        out += &format!("clocks of the sources differed by {skew} ms\n");
+    }
+    if let Some(receipt) = &report.receipt {
+        out += &format!("receipt: {receipt}\n");
+    }
+    out
+}
+
+/// Redraws a bar on a terminal, or writes a line now and then.
+async fn show_progress(progress: Arc<Progress>) {
+    let style =
+        ProgressStyle::with_template("{msg} {bytes}/{total_bytes} {bytes_per_sec} eta {eta}")
+            .unwrap_or_else(|_| ProgressStyle::default_bar());
+    let bar = ProgressBar::new(0).with_style(style);
+    let is_terminal = std::io::stderr().is_terminal();
+    let mut ticks = tokio::time::interval(if is_terminal {
+        Duration::from_millis(200)
+    } else {
+        PROGRESS_LINE_EVERY
+    });
+    // The first tick is at once.
+    ticks.tick().await;
+    loop {
+        ticks.tick().await;
+        let (step, (done, total)) = (progress.step(), progress.bytes());
+        if is_terminal {
+            bar.set_message(step);
+            bar.set_length(total);
+            bar.set_position(done);
+        } else {
+            tracing::info!("{step}: {done} of {total} bytes");
+        }
+    }
+}
+
+/// Completes at the first SIGINT or SIGTERM.
+async fn until_stopped() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut signals = Vec::new();
+    for kind in [SignalKind::interrupt(), SignalKind::terminate()] {
+        match signal(kind) {
+            Ok(signal) => signals.push(signal),
+            Err(error) => tracing::error!("listen for signals: {error}"),
+        }
+    }
+    let waits = signals.iter_mut().map(|signal| Box::pin(signal.recv()));
+    futures_util::future::select_all(waits).await;
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .class(Class::Bug, || "start the runtime".into())
+}
+
+fn start_logging(verbose: u8, is_daemon: bool) {
+    let default = match (verbose, is_daemon) {
+        (0, false) => "warn,pitr::cli=info",
+        (0, true) => "info",
+        (1, _) => "pitr=debug,info",
+        _ => "pitr=trace,debug",
+    };
+    let filter = EnvFilter::try_from_env("PITR_LOG").unwrap_or_else(|_| EnvFilter::new(default));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .init();
+}
+
+fn show<T: Serialize>(report: &T, json: bool, text: impl FnOnce() -> String) -> Result<()> {
+    if json {
+        let mut out =
+            serde_json::to_vec_pretty(report).class(Class::Bug, || "write JSON".into())?;
+        out.push(b'\n');
+        print(&out)
+    } else {
+        print(text().as_bytes())
+    }
+}
+
+fn print(bytes: &[u8]) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(bytes).and_then(|()| out.flush()) {
+        // Whoever read the output has seen enough.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        written => written.unavailable(|| "write to stdout".into()),
+    }
+}
+
+fn eprint(text: &str) {
+    // There is nowhere left to complain to.
+    drop(std::io::stderr().write_all(text.as_bytes()));
+}
+
+fn report_error(error: &Error, json: bool) {
+    if json {
+        let document = serde_json::json!({
+            "schema": "pitr.error/1",
+            "class": error.class().word(),
+            "exit": error.class().exit_code(),
+            "message": error.to_string(),
+            "hint": error.hint_text(),
+            "nearest": error.nearest_instants(),
+        });
+        eprint(&format!("{document}\n"));
+        return;
+    }
+    eprint(&format!("{error}\n"));
+    if let Some(hint) = error.hint_text() {
+        eprint(&format!("hint: {hint}\n"));
+    }
+}

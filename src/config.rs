@@ -1,0 +1,380 @@
+//! `pitr.toml`: from text to checked values. Every default is a documented constant here.
+//!
+//! An unknown key is an error that names the nearest known one: a setting that is misspelt must
+//! not be silently without effect. For the same reason a key of a later version is not accepted.
+
+use crate::capture::Sealing;
+use crate::clock::{Tz, host_zone};
+use crate::engine::{Endpoint, Secret, SourceOptions, TlsMode, TlsOptions};
+use crate::error::{Class, Context, Error, Result};
+use crate::manifest::EngineKind;
+use chrono::NaiveTime;
+use serde::Deserialize;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Where the configuration is looked for when neither `-c` nor `$PITR_CONFIG` names it.
+pub const DEFAULT_PATHS: [&str; 2] = ["./pitr.toml", "/etc/pitr/pitr.toml"];
+
+/// Raw bytes in a segment: a few seconds of a busy source, and quick to read as a whole.
+pub const SEGMENT_MAX_BYTES: u64 = 64 << 20;
+
+/// Age of a segment, in seconds: what is not sealed has no off-site copy yet.
+pub const SEGMENT_MAX_SECONDS: u64 = 600;
+
+/// zstd level: on binlogs the next levels cost twice the time for a few percent.
+pub const SEGMENT_LEVEL: i32 = 1;
+
+/// When the daily baseline is taken, civil time.
+pub const BASELINE_AT: &str = "02:00";
+
+/// How often the clock of a Redis source is sampled, in ms: how exactly an instant can be hit.
+pub const SAMPLE_MS: u64 = 100;
+
+/// A checked configuration.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The file it came from.
+    pub path: PathBuf,
+    /// Folder of the archive.
+    pub archive: PathBuf,
+    /// Zone of civil times.
+    pub zone: Tz,
+    /// The sources, in the order in which they are restored.
+    pub sources: Vec<SourceOptions>,
+    /// When the daily baseline is taken.
+    pub baseline_at: NaiveTime,
+    /// Zone of `baseline_at`.
+    pub baseline_zone: Tz,
+    /// When segments are sealed.
+    pub sealing: Sealing,
+    /// zstd level of segments and baselines.
+    pub level: i32,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    archive: ArchiveTable,
+    tz: Option<String>,
+    #[serde(default)]
+    source: Vec<SourceTable>,
+    #[serde(default)]
+    baseline: BaselineTable,
+    #[serde(default)]
+    segment: SegmentTable,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ArchiveTable {
+    dir: PathBuf,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SourceTable {
+    name: String,
+    engine: EngineKind,
+    url: String,
+    password_file: Option<PathBuf>,
+    password_command: Option<String>,
+    credential: Option<String>,
+    tls: Option<TlsOptions>,
+    dump_command: Option<String>,
+    sample_ms: Option<u64>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct BaselineTable {
+    at: Option<String>,
+    tz: Option<String>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct SegmentTable {
+    max_bytes: Option<u64>,
+    max_seconds: Option<u64>,
+    level: Option<i32>,
+}
+
+impl Config {
+    /// Finds and reads the configuration: `given`, else `$PITR_CONFIG`, else the default paths.
+    pub fn load(given: Option<&Path>) -> Result<Self> {
+        let path = match given {
+            Some(path) => path.to_owned(),
+            None => match std::env::var_os("PITR_CONFIG") {
+                Some(path) => PathBuf::from(path),
+                None => DEFAULT_PATHS.iter().map(PathBuf::from).find(|p| p.exists()).ok_or_else(
+                    || {
+                        Error::usage(
+                            "no configuration: neither ./pitr.toml nor /etc/pitr/pitr.toml",
+                        )
+                        .hint("name it with `-c FILE`; README.md shows a minimal one")
+                    },
+                )?,
+            },
+        };
+        let text = std::fs::read_to_string(&path)
+            .class(Class::Usage, || format!("read {}", path.display()))?;
+        Self::parse(&text, &path).map_err(|error| error.context(path.display()))
+    }
+
+    fn parse(text: &str, path: &Path) -> Result<Self> {
+        let file: File = toml::from_str(text).map_err(|error| explain(text, &error))?;
+        let zone = match &file.tz {
+            Some(name) => parse_zone(name)?,
+            None => host_zone(),
+        };
+        let mut sources = Vec::new();
+        for table in &file.source {
+            sources.push(
+                source(table, path)
+                    .map_err(|error| error.context(format!("source {:?}", table.name)))?,
+            );
+        }
+        for (index, source) in sources.iter().enumerate() {
+            if sources.iter().take(index).any(|other| other.name == source.name) {
+                return Err(Error::usage(format!("two sources are named {:?}", source.name)));
+            }
+        }
+        // Databases before caches: what refers comes after what is referred to.
+        sources.sort_by_key(|source| source.engine != EngineKind::Mysql);
+        let at = file.baseline.at.as_deref().unwrap_or(BASELINE_AT);
+        let baseline_at = NaiveTime::parse_from_str(at, "%H:%M").map_err(|_| {
+            Error::usage(format!("baseline.at is not a time of day: {at:?}"))
+                .hint("write it like at = \"02:00\"")
+        })?;
+        let baseline_zone = match &file.baseline.tz {
+            Some(name) => parse_zone(name)?,
+            None => zone,
+        };
+        let max_bytes = file.segment.max_bytes.unwrap_or(SEGMENT_MAX_BYTES);
+        let max_seconds = file.segment.max_seconds.unwrap_or(SEGMENT_MAX_SECONDS);
+        let level = file.segment.level.unwrap_or(SEGMENT_LEVEL);
+        if max_bytes == 0 || max_seconds == 0 || !(1..=19).contains(&level) {
+            return Err(Error::usage(
+                "segment: max_bytes and max_seconds are at least 1, level is 1 to 19",
+            ));
+        }
+        Ok(Self {
+            path: path.to_owned(),
+            archive: file.archive.dir,
+            zone,
+            sources,
+            baseline_at,
+            baseline_zone,
+            sealing: Sealing { max_bytes, max_age: Duration::from_secs(max_seconds) },
+            level,
+        })
+    }
+
+    /// The source of that name.
+    ///
+    /// # Errors
+    /// Usage, naming the nearest one.
+    pub fn source(&self, name: &str) -> Result<&SourceOptions> {
+        self.sources.iter().find(|source| source.name == name).ok_or_else(|| {
+            let names: Vec<&str> = self.sources.iter().map(|s| s.name.as_str()).collect();
+            let error = Error::usage(format!("no source is named {name:?}"));
+            match nearest(name, &names) {
+                Some(near) => error.hint(format!("did you mean {near:?}?")),
+                None => error.hint(format!("the sources are: {}", names.join(", "))),
+            }
+        })
+    }
+}
+
+fn source(table: &SourceTable, config: &Path) -> Result<SourceOptions> {
+    check_name(&table.name)?;
+    let mut endpoint = Endpoint::parse(table.engine, &table.url)?;
+    if !endpoint.password.is_empty() {
+        refuse_if_readable(config, "the configuration holds a password")?;
+    }
+    let given = [
+        table.password_file.is_some(),
+        table.password_command.is_some(),
+        table.credential.is_some(),
+        !endpoint.password.is_empty(),
+    ];
+    if given.iter().filter(|given| **given).count() > 1 {
+        return Err(Error::usage("more than one password is given")
+            .hint("keep one of password_file, password_command, credential and the url's"));
+    }
+    if let Some(file) = &table.password_file {
+        endpoint.password = read_password(file)?;
+    } else if let Some(command) = &table.password_command {
+        endpoint.password = run_password_command(command)?;
+    } else if let Some(name) = &table.credential {
+        let dir = std::env::var_os("CREDENTIALS_DIRECTORY").ok_or_else(|| {
+            Error::usage(format!("credential {name:?}: $CREDENTIALS_DIRECTORY is not set"))
+                .hint(format!("add LoadCredential={name}:FILE to the systemd unit"))
+        })?;
+        endpoint.password = read_password(&Path::new(&dir).join(name))?;
+    }
+    if let Some(tls) = &table.tls {
+        if tls.mode == TlsMode::Off && (tls.ca.is_some() || tls.cert.is_some()) {
+            return Err(Error::usage("tls has certificates, but mode = \"off\"")
+                .hint("set mode = \"verify\", or remove the certificates"));
+        }
+        endpoint.tls = tls.clone();
+    }
+    let sample_ms = table.sample_ms.unwrap_or(SAMPLE_MS);
+    if sample_ms == 0 {
+        return Err(Error::usage("sample_ms is at least 1"));
+    }
+    Ok(SourceOptions {
+        name: table.name.clone(),
+        engine: table.engine,
+        endpoint,
+        sample_every: Duration::from_millis(sample_ms),
+        dump_command: table.dump_command.clone(),
+    })
+}
+
+/// A source's name is a folder of the archive and a part of object names.
+fn check_name(name: &str) -> Result<()> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    let is_good = !name.is_empty()
+        && name.len() <= 64
+        && name.chars().all(allowed)
+        && !name.starts_with(['.', '-']);
+    if is_good {
+        return Ok(());
+    }
+    Err(Error::usage("the name is not usable as a folder name")
+        .hint("use letters, digits, `-`, `_` and `.`, at most 64 of them"))
+}
+
+fn parse_zone(name: &str) -> Result<Tz> {
+    name.parse().map_err(|_| {
+        let names: Vec<&str> = chrono_tz::TZ_VARIANTS.iter().map(|zone| zone.name()).collect();
+        let error = Error::usage(format!("no time zone is named {name:?}"));
+        match nearest(name, &names) {
+            Some(near) => error.hint(format!("did you mean {near:?}?")),
+            None => error.hint("use an IANA name, such as Europe/Berlin or UTC"),
+        }
+    })
+}
+
+fn read_password(file: &Path) -> Result<Secret> {
+    refuse_if_readable(file, "the password file")?;
+    let text = std::fs::read_to_string(file)
+        .class(Class::Usage, || format!("read password file {}", file.display()))?;
+    Ok(Secret::new(text.trim_end_matches(['\r', '\n'])))
+}
+
+fn run_password_command(command: &str) -> Result<Secret> {
+    let output = std::process::Command::new("/bin/sh")
+        .args(["-c", command])
+        .output()
+        .class(Class::Usage, || "run password_command".into())?;
+    if !output.status.success() {
+        return Err(Error::usage(format!(
+            "password_command failed with {}: {}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr).trim()
+        )));
+    }
+    let text = String::from_utf8(output.stdout)
+        .class(Class::Usage, || "read the output of password_command".into())?;
+    Ok(Secret::new(text.trim_end_matches(['\r', '\n'])))
+}
+
+fn refuse_if_readable(file: &Path, what: &str) -> Result<()> {
+    let meta =
+        std::fs::metadata(file).class(Class::Usage, || format!("read {}", file.display()))?;
+    if meta.permissions().mode() & 0o007 != 0 {
+        return Err(Error::usage(format!("{what} {} can be read by others", file.display()))
+            .hint(format!("chmod 600 {}", file.display())));
+    }
+    Ok(())
+}
+
+/// What is wrong in the file, where, and which known key is the nearest.
+fn explain(text: &str, error: &toml::de::Error) -> Error {
+    let line = error
+        .span()
+        .and_then(|span| text.get(..span.start))
+        .map(|before| before.matches('\n').count() + 1);
+    let message = error.message().lines().next().unwrap_or_default().to_owned();
+    let place = line.map(|line| format!("line {line}: ")).unwrap_or_default();
+    // The message of an unknown key lists those known: `unknown field `x`, expected one of `a`, …`.
+    let mut quoted = message.split('`').skip(1).step_by(2);
+    let hint = match (message.starts_with("unknown field"), quoted.next()) {
+        (true, Some(unknown)) => {
+            let known: Vec<&str> = quoted.collect();
+            nearest(unknown, &known)
+                .map(|near| format!("did you mean `{near}`?"))
+                .or_else(|| Some(format!("the keys here are: {}", known.join(", "))))
+        }
+        _ => None,
+    };
+    let error = Error::usage(format!("{place}{message}"));
+    match hint {
+        Some(hint) => error.hint(hint),
+        None => error,
+    }
+}
+
+fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
+    known
+        .iter()
+        .map(|candidate| (strsim::jaro_winkler(word, candidate), *candidate))
+        .filter(|(likeness, _)| *likeness > 0.75)
+        .max_by(|a, b| a.0.total_cmp(&b.0))
+        .map(|(_, candidate)| candidate)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MINIMAL: &str = r#"
+        [archive]
+        dir = "archive"
+
+        [[source]]
+        name = "shop-redis"
+        engine = "redis"
+        url = "redis://127.0.0.1:6379"
+
+        [[source]]
+        name = "shop-mysql"
+        engine = "mysql"
+        url = "mysql://pitr@127.0.0.1:3306"
+    "#;
+
+    fn parse(text: &str) -> Result<Config> {
+        Config::parse(text, Path::new("/dev/null"))
+    }
+
+    #[test]
+    fn the_minimal_file_has_a_default_for_everything_else() {
+        let config = parse(MINIMAL).unwrap();
+        let names: Vec<&str> = config.sources.iter().map(|s| s.name.as_str()).collect();
+        assert_eq!(names, ["shop-mysql", "shop-redis"], "databases come before caches");
+        assert_eq!(config.sealing.max_bytes, SEGMENT_MAX_BYTES);
+    }
+
+    #[test]
+    fn an_unknown_key_names_the_nearest_one_and_its_line() {
+        let error = parse(&MINIMAL.replace("dir =", "dirr =")).unwrap_err();
+        assert_eq!(error.class(), Class::Usage);
+        assert!(error.to_string().contains("line 3"), "{error}");
+        assert_eq!(error.hint_text(), Some("did you mean `dir`?"));
+        let error = parse(&MINIMAL.replace("url = \"redis", "sample_sm = 5\nurl = \"redis"));
+        assert_eq!(error.unwrap_err().hint_text(), Some("did you mean `sample_ms`?"));
+    }
+
+    #[test]
+    fn names_that_would_leave_the_folder_are_refused() {
+        for name in ["../x", "a/b", ".hidden", ""] {
+            assert!(parse(&MINIMAL.replace("shop-redis", name)).is_err(), "{name:?}");
+        }
+        assert!(parse(&MINIMAL.replace("shop-redis", "shop-mysql")).is_err(), "twice");
+    }
+}

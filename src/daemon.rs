@@ -1,0 +1,574 @@
+//! The always-on replica: one process, one archive, one task for each source.
+//!
+//! Sources do not know of each other: what one of them does, or fails to do, never holds up
+//! another. Each is taken up where the archive left it, streamed until the stream breaks, and
+//! taken up again after a pause that grows and is not the same for all.
+//!
+//! Commands reach the daemon as JSON lines through a socket in the archive's folder.
+
+use crate::archive::Archive;
+use crate::baseline::{self, Label};
+use crate::capture::{CHUNKS_IN_FLIGHT, Capture, Shared};
+use crate::clock::Timestamp;
+use crate::config::Config;
+use crate::durable::Lock;
+use crate::engine::{Source, SourceOptions, open_source};
+use crate::error::{Class, Context, Error, Result};
+use crate::manifest::{BaselineMeta, names};
+use crate::position::Position;
+use crate::schedule;
+use serde::{Deserialize, Serialize};
+use std::io::{BufRead, BufReader, ErrorKind, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+
+/// First pause after a stream broke.
+const PAUSE_MIN: Duration = Duration::from_millis(200);
+
+/// Longest pause between two attempts.
+const PAUSE_MAX: Duration = Duration::from_secs(15);
+
+/// A stream that lasted so long starts the pauses from the shortest again.
+const STEADY: Duration = Duration::from_secs(30);
+
+/// A source that has not streamed for so long is called down.
+const DOWN_AFTER: Duration = Duration::from_secs(30);
+
+/// Pause after a baseline that failed.
+const BASELINE_RETRY: Duration = Duration::from_secs(30);
+
+/// How often the baseline task looks whether a source has begun a timeline without one.
+const BASELINE_LOOK: Duration = Duration::from_millis(250);
+
+/// Longest request that a command may send, in bytes.
+const REQUEST_MAX: u64 = 1 << 16;
+
+/// Where a source stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// Connected; bytes are taken as they come.
+    Streaming,
+    /// Not connected; tried again and again.
+    Reconnecting,
+    /// Not connected for longer than a hiccup.
+    Down,
+}
+
+impl State {
+    /// The word used in reports.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Streaming => "streaming",
+            Self::Reconnecting => "reconnecting",
+            Self::Down => "down",
+        }
+    }
+}
+
+/// What a daemon says of one source.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SourceStatus {
+    /// Name of the source.
+    pub name: String,
+    /// Where it stands.
+    pub state: State,
+    /// What the last attempt failed with; `None` while it streams.
+    pub error: Option<String>,
+    /// The newest timeline.
+    pub timeline: u32,
+    /// Nothing committed until then is missing on disk.
+    pub durable_at: Option<Timestamp>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Request {
+    Status,
+    Baseline { source: String },
+    Cover { at: Timestamp, sources: Vec<String>, wait_ms: u64 },
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Reply {
+    Status(Vec<SourceStatus>),
+    Baseline(Box<BaselineMeta>),
+    Covered(bool),
+    Failed { exit: u8, message: String, hint: Option<String> },
+}
+
+/// One source, as the tasks of the daemon share it.
+#[derive(Debug)]
+struct Station {
+    options: SourceOptions,
+    label: Label,
+    engine: Box<dyn Source>,
+    shared: Arc<Shared>,
+    trouble: Mutex<Trouble>,
+    durable: watch::Sender<Option<Position>>,
+    baselines: mpsc::Sender<oneshot::Sender<Result<BaselineMeta>>>,
+}
+
+#[derive(Debug, Default)]
+struct Trouble {
+    error: Option<String>,
+    since: Option<Instant>,
+}
+
+impl Station {
+    fn status(&self) -> SourceStatus {
+        let trouble = self.trouble.lock().map(|t| (t.error.clone(), t.since)).unwrap_or_default();
+        let state = match trouble.1 {
+            _ if self.shared.is_streaming() => State::Streaming,
+            Some(since) if since.elapsed() > DOWN_AFTER => State::Down,
+            _ => State::Reconnecting,
+        };
+        let full = self.shared.disk_full.load(Ordering::Acquire);
+        let error =
+            if full { Some("the disk is full: waiting for space".into()) } else { trouble.0 };
+        SourceStatus {
+            name: self.options.name.clone(),
+            state,
+            error: error.filter(|_| full || state != State::Streaming),
+            timeline: self.shared.timeline(),
+            durable_at: self.shared.known_until(),
+        }
+    }
+
+    fn failed(&self, error: &Error) {
+        tracing::warn!(source = %self.options.name, "{error}");
+        if let Some(hint) = error.hint_text() {
+            tracing::warn!(source = %self.options.name, "hint: {hint}");
+        }
+        if let Ok(mut trouble) = self.trouble.lock() {
+            trouble.error = Some(error.to_string());
+            trouble.since.get_or_insert_with(Instant::now);
+        }
+    }
+
+    fn recovered(&self) {
+        if let Ok(mut trouble) = self.trouble.lock() {
+            *trouble = Trouble::default();
+        }
+    }
+}
+
+/// Runs until `stop` completes; then seals what is open, and returns.
+///
+/// # Errors
+/// Busy, if another pitr holds the archive; usage, if there is none.
+pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<()> {
+    let root = config.archive.clone();
+    let archive = Archive::open_read_only(&root)?;
+    let _lock = Lock::acquire(&root.join(names::LOCK))?;
+    drop(archive);
+    let listener = listen(&root)?;
+    let (stopping, stopped) = watch::channel(false);
+    let mut stations = Vec::new();
+    let mut tasks = JoinSet::new();
+    for options in config.sources.clone() {
+        let label =
+            Label { source: options.name.clone(), engine: options.engine, level: config.level };
+        let (asks, asked) = mpsc::channel(4);
+        let station = Arc::new(Station {
+            engine: open_source(options.clone()),
+            options,
+            label,
+            shared: Arc::new(Shared::new()),
+            trouble: Mutex::default(),
+            durable: watch::channel(None).0,
+            baselines: asks,
+        });
+        stations.push(Arc::clone(&station));
+        tasks.spawn(supervise(Arc::clone(&station), config.clone(), stopped.clone()));
+        tasks.spawn(keep_baselines(station, config.clone(), asked, stopped.clone()));
+    }
+    tasks.spawn(serve(listener, stations.clone(), stopped));
+    tracing::info!("capturing {} sources into {}", stations.len(), root.display());
+    stop.await;
+    tracing::info!("stopping: sealing what is open");
+    stopping.send_replace(true);
+    for station in &stations {
+        station.shared.stop.store(true, Ordering::Release);
+    }
+    let mut result = Ok(());
+    while let Some(ended) = tasks.join_next().await {
+        let ended = ended.class(Class::Bug, || "a task of the daemon".into()).and_then(|r| r);
+        if let Err(error) = ended {
+            tracing::error!("{error}");
+            result = Err(error);
+        }
+    }
+    match std::fs::remove_file(root.join(names::SOCKET)) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            tracing::warn!("remove {}: {error}", names::SOCKET);
+        }
+        _ => {}
+    }
+    result
+}
+
+/// Streams one source for as long as the daemon runs.
+async fn supervise(
+    station: Arc<Station>,
+    config: Config,
+    mut stopped: watch::Receiver<bool>,
+) -> Result<()> {
+    let mut pause = PAUSE_MIN;
+    let mut capture = None;
+    while !*stopped.borrow() {
+        let begun = Instant::now();
+        let ready = match capture.take() {
+            Some(ready) => ready,
+            None => match recover(&station, &config).await {
+                Ok(ready) => ready,
+                Err(error) => {
+                    station.failed(&error);
+                    rest(&mut pause, &mut stopped).await;
+                    continue;
+                }
+            },
+        };
+        let (ended, returned) = stream(&station, ready, &mut stopped).await?;
+        capture = returned;
+        if *stopped.borrow() {
+            break;
+        }
+        if let Err(error) = ended {
+            station.failed(&error);
+        }
+        if begun.elapsed() > STEADY {
+            pause = PAUSE_MIN;
+        }
+        rest(&mut pause, &mut stopped).await;
+    }
+    match capture {
+        Some(capture) => blocking(move || capture.close()).await,
+        None => Ok(()),
+    }
+}
+
+async fn recover(station: &Arc<Station>, config: &Config) -> Result<Capture> {
+    let (root, sealing) = (config.archive.clone(), config.sealing);
+    let (label, shared) = (station.label.clone(), Arc::clone(&station.shared));
+    blocking(move || Capture::recover(&root, label, sealing, shared)).await
+}
+
+/// One connection, from the handshake to its end. Gives the capture back, unless the disk failed
+/// under it: then it has to be recovered.
+async fn stream(
+    station: &Arc<Station>,
+    mut capture: Capture,
+    stopped: &mut watch::Receiver<bool>,
+) -> Result<(Result<()>, Option<Capture>)> {
+    let (send, receive) = mpsc::channel(CHUNKS_IN_FLIGHT);
+    let (resume, durable) = (capture.resume(), capture.durable());
+    let runtime = tokio::runtime::Handle::current();
+    let writing = tokio::task::spawn_blocking(move || {
+        let result = capture.run(receive, &runtime);
+        (capture, result)
+    });
+    let ended = {
+        let tail = station.engine.tail(resume, send, durable.clone());
+        let relay = relay(station, durable);
+        tokio::select! {
+            ended = tail => ended,
+            () = relay => Ok(()),
+            () = until_set(stopped) => Ok(()),
+        }
+    };
+    // The sender is gone with the tail: the writer takes what is left, and ends.
+    let (capture, written) = writing.await.class(Class::Bug, || "write segments".into())?;
+    match written {
+        Ok(()) => Ok((ended, Some(capture))),
+        Err(error) => Ok((Err(error), None)),
+    }
+}
+
+/// Passes the durable place on to the station, which outlives the connection.
+async fn relay(station: &Station, mut durable: watch::Receiver<Option<Position>>) {
+    let mut was_streaming = false;
+    loop {
+        let place = durable.borrow_and_update().clone();
+        station.durable.send_replace(place);
+        if station.shared.is_streaming() && !was_streaming {
+            was_streaming = true;
+            station.recovered();
+            tracing::info!(source = %station.options.name, "streaming");
+        }
+        if durable.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Waits before the next attempt, longer each time, and not exactly as long as others do.
+async fn rest(pause: &mut Duration, stopped: &mut watch::Receiver<bool>) {
+    let jitter = rand::random_range(0.75..1.25);
+    let wait = pause.mul_f64(jitter);
+    *pause = (*pause * 2).min(PAUSE_MAX);
+    // Either the time is over or the daemon stops; both end the wait.
+    drop(tokio::time::timeout(wait, until_set(stopped)).await);
+}
+
+/// Completes when the daemon stops.
+async fn until_set(stopped: &mut watch::Receiver<bool>) {
+    // A sender that is gone means the same.
+    drop(stopped.wait_for(|stopped| *stopped).await);
+}
+
+/// Takes the first baseline of each timeline at once, then one a day, and those asked for.
+async fn keep_baselines(
+    station: Arc<Station>,
+    config: Config,
+    mut asked: mpsc::Receiver<oneshot::Sender<Result<BaselineMeta>>>,
+    mut stopped: watch::Receiver<bool>,
+) -> Result<()> {
+    let next_daily =
+        || schedule::next_daily(Timestamp::now(), config.baseline_at, config.baseline_zone);
+    let mut due = next_daily();
+    let mut not_before = Instant::now();
+    let mut covered = 0;
+    loop {
+        let ask = tokio::select! {
+            ask = asked.recv() => ask,
+            () = tokio::time::sleep(BASELINE_LOOK) => None,
+            () = until_set(&mut stopped) => return Ok(()),
+        };
+        let timeline = station.shared.timeline();
+        let ready = station.shared.is_streaming() && Instant::now() >= not_before;
+        if ready && timeline > covered && has_baseline(&station, &config, timeline).await? {
+            covered = timeline;
+        }
+        let is_due = ready && (timeline > covered || Timestamp::now() >= due);
+        if ask.is_none() && !is_due {
+            continue;
+        }
+        let taking = baseline::take(
+            station.engine.as_ref(),
+            &config.archive,
+            &station.label,
+            station.durable.subscribe(),
+        );
+        let taken = tokio::select! {
+            taken = taking => taken,
+            () = until_set(&mut stopped) => return Ok(()),
+        };
+        match &taken {
+            Ok(meta) => {
+                tracing::info!(source = %station.options.name, "baseline {} at {}", meta.name, meta.at);
+                covered = covered.max(meta.timeline);
+                due = next_daily();
+            }
+            Err(error) => {
+                tracing::error!(source = %station.options.name, "{error}");
+                if let Some(hint) = error.hint_text() {
+                    tracing::error!(source = %station.options.name, "hint: {hint}");
+                }
+                not_before = Instant::now() + BASELINE_RETRY;
+            }
+        }
+        if let Some(ask) = ask {
+            // Whoever asked may have gone.
+            drop(ask.send(taken));
+        }
+    }
+}
+
+async fn has_baseline(station: &Arc<Station>, config: &Config, timeline: u32) -> Result<bool> {
+    let (root, source) = (config.archive.clone(), station.options.name.clone());
+    let found = blocking(move || {
+        let baselines = Archive::open_read_only(&root)?.catalog().baselines(&source)?;
+        Ok(baselines.iter().any(|baseline| baseline.timeline == timeline))
+    })
+    .await;
+    found.or_else(|error| {
+        // Taking one more baseline is the safe answer; a lasting fault shows up there.
+        tracing::warn!(source = %station.options.name, "look for a baseline: {error}");
+        Ok(false)
+    })
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    tokio::task::spawn_blocking(work).await.class(Class::Bug, || "a worker thread".into())?
+}
+
+// The socket.
+
+fn socket_path(root: &Path) -> Result<(std::fs::File, PathBuf)> {
+    // A socket's path may have 107 bytes only; the folder's descriptor is a short name for it.
+    let dir = std::fs::File::open(root).unavailable(|| format!("open {}", root.display()))?;
+    let path = PathBuf::from(format!("/proc/self/fd/{}/{}", dir.as_raw_fd(), names::SOCKET));
+    Ok((dir, path))
+}
+
+fn listen(root: &Path) -> Result<UnixListener> {
+    let path = root.join(names::SOCKET);
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            return Err(error).unavailable(|| format!("remove old {}", path.display()));
+        }
+        _ => {}
+    }
+    let (_dir, short) = socket_path(root)?;
+    let listener =
+        UnixListener::bind(short).unavailable(|| format!("listen on {}", path.display()))?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))
+        .unavailable(|| format!("protect {}", path.display()))?;
+    Ok(listener)
+}
+
+async fn serve(
+    listener: UnixListener,
+    stations: Vec<Arc<Station>>,
+    mut stopped: watch::Receiver<bool>,
+) -> Result<()> {
+    let stations = Arc::new(stations);
+    let mut visits = JoinSet::new();
+    loop {
+        tokio::select! {
+            () = until_set(&mut stopped) => return Ok(()),
+            visit = listener.accept() => match visit {
+                Ok((stream, _)) => {
+                    let stations = Arc::clone(&stations);
+                    visits.spawn(async move {
+                        if let Err(error) = answer(stream, &stations).await {
+                            tracing::debug!("a command's connection: {error}");
+                        }
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!("accept a command: {error}");
+                    tokio::time::sleep(PAUSE_MIN).await;
+                }
+            },
+            Some(_) = visits.join_next(), if !visits.is_empty() => {}
+        }
+    }
+}
+
+async fn answer(mut stream: UnixStream, stations: &[Arc<Station>]) -> std::io::Result<()> {
+    let (read, mut write) = stream.split();
+    let mut line = String::new();
+    let limited = tokio::io::AsyncReadExt::take(read, REQUEST_MAX);
+    tokio::io::BufReader::new(limited).read_line(&mut line).await?;
+    let reply = match serde_json::from_str(&line) {
+        Ok(request) => carry_out(request, stations).await,
+        Err(error) => Err(Error::usage("not a request").source(error)),
+    };
+    let reply = reply.unwrap_or_else(|error| Reply::Failed {
+        exit: error.class().exit_code(),
+        message: error.to_string(),
+        hint: error.hint_text().map(str::to_owned),
+    });
+    let mut json = serde_json::to_vec(&reply)?;
+    json.push(b'\n');
+    write.write_all(&json).await
+}
+
+async fn carry_out(request: Request, stations: &[Arc<Station>]) -> Result<Reply> {
+    match request {
+        Request::Status => Ok(Reply::Status(stations.iter().map(|s| s.status()).collect())),
+        Request::Baseline { source } => {
+            let station = stations.iter().find(|s| s.options.name == source).ok_or_else(|| {
+                Error::usage(format!("the running daemon has no source {source:?}"))
+                    .hint("restart it, if the configuration was changed")
+            })?;
+            if !station.shared.is_streaming() {
+                return Err(Error::unavailable(format!("{source} is not streaming"))
+                    .hint("`pitr windows` shows why"));
+            }
+            let (send, receive) = oneshot::channel();
+            let stopping = || Error::unavailable("the daemon is stopping");
+            station.baselines.send(send).await.map_err(|_| stopping())?;
+            let meta = receive.await.map_err(|_| stopping())??;
+            Ok(Reply::Baseline(Box::new(meta)))
+        }
+        Request::Cover { at, sources, wait_ms } => {
+            let wanted: Vec<&Arc<Station>> =
+                stations.iter().filter(|s| sources.contains(&s.options.name)).collect();
+            for station in &wanted {
+                station.shared.want(at);
+            }
+            let deadline = Instant::now() + Duration::from_millis(wait_ms);
+            loop {
+                let covers =
+                    |s: &&Arc<Station>| s.shared.written_until().is_some_and(|until| until >= at);
+                if wanted.iter().all(covers) {
+                    return Ok(Reply::Covered(true));
+                }
+                if Instant::now() >= deadline {
+                    return Ok(Reply::Covered(false));
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+    }
+}
+
+// The other side of the socket: what commands ask.
+
+/// What a running daemon says of its sources; `None` if none runs.
+pub fn status(root: &Path) -> Option<Vec<SourceStatus>> {
+    match ask(root, &Request::Status) {
+        Ok(Reply::Status(status)) => Some(status),
+        _ => None,
+    }
+}
+
+/// Has the running daemon take a baseline; returns when it is stored. `None` if none runs.
+pub fn ask_baseline(root: &Path, source: &str) -> Option<Result<BaselineMeta>> {
+    match ask(root, &Request::Baseline { source: source.to_owned() }) {
+        Ok(Reply::Baseline(meta)) => Some(Ok(*meta)),
+        Ok(_) => Some(Err(Error::bug("the daemon answered something else"))),
+        Err(error) if error.class() == Class::Busy => None,
+        Err(error) => Some(Err(error)),
+    }
+}
+
+/// Waits until the running daemon has everything up to `at` on disk, or `wait` is over. `false`
+/// if it does not, or no daemon runs.
+pub fn cover(root: &Path, at: Timestamp, sources: Vec<String>, wait: Duration) -> bool {
+    let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+    matches!(ask(root, &Request::Cover { at, sources, wait_ms }), Ok(Reply::Covered(true)))
+}
+
+/// Sends one request and reads its reply. Busy, if no daemon runs.
+fn ask(root: &Path, request: &Request) -> Result<Reply> {
+    let (_dir, path) = socket_path(root)?;
+    let mut stream = std::os::unix::net::UnixStream::connect(path)
+        .class(Class::Busy, || "no daemon runs".into())?;
+    let mut json = serde_json::to_vec(request).class(Class::Bug, || "write JSON".into())?;
+    json.push(b'\n');
+    stream.write_all(&json).unavailable(|| "ask the daemon".into())?;
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line).unavailable(|| "hear the daemon".into())?;
+    if line.is_empty() {
+        return Err(Error::unavailable("the daemon stopped before it answered"));
+    }
+    match serde_json::from_str(&line).class(Class::Bug, || "understand the daemon".into())? {
+        Reply::Failed { exit, message, hint } => {
+            let class = [Class::Usage, Class::Unavailable, Class::Corrupt, Class::Refused]
+                .into_iter()
+                .find(|class| class.exit_code() == exit)
+                .unwrap_or(Class::Bug);
+            let error = Error::new(class, message);
+            Err(match hint {
+                Some(hint) => error.hint(hint),
+                None => error,
+            })
+        }
+        reply => Ok(reply),
+    }
+}

@@ -1,0 +1,221 @@
+//! The planner's boundaries, case by case. Instants are seconds; segments end where they say.
+
+use super::*;
+use crate::manifest::{FORMAT, SegmentHeader, Totals};
+use crate::record::Server;
+use rstest::rstest;
+
+fn at(secs: i64) -> Timestamp {
+    Timestamp::from_secs(secs)
+}
+
+fn baseline(timeline: u32, secs: i64, offset: u64) -> BaselineMeta {
+    BaselineMeta {
+        format: FORMAT,
+        archive: "a".into(),
+        source: "shop".into(),
+        engine: EngineKind::Mysql,
+        server: Server::default(),
+        timeline,
+        name: format!("base-{secs}"),
+        position: Position::new("log.1", offset),
+        at: at(secs),
+        begun_at: at(secs),
+        finished_at: at(secs),
+        bytes_raw: 1,
+        bytes_stored: 1,
+        digest: String::new(),
+    }
+}
+
+fn gap(timeline: u32, segment: u64, after: i64, before: i64) -> Gap {
+    let reason = "the binlog was purged".into();
+    Gap { timeline, segment, after: Some(at(after)), before: Some(at(before)), reason }
+}
+
+fn history(timelines: &[(u32, i64)], baselines: Vec<BaselineMeta>, gaps: Vec<Gap>) -> History {
+    History {
+        source: "shop".into(),
+        engine: EngineKind::Mysql,
+        timelines: timelines.iter().map(|(t, until)| (*t, Some(at(*until)))).collect(),
+        baselines,
+        gaps,
+    }
+}
+
+/// Segment `number` covers offsets `(number - 1) * 100 .. number * 100`.
+fn segment(number: u64, last_at: Option<i64>, known_until: Option<i64>) -> SegmentMeta {
+    SegmentMeta {
+        header: SegmentHeader {
+            format: FORMAT,
+            archive: "a".into(),
+            source: "shop".into(),
+            engine: EngineKind::Mysql,
+            server: Server::default(),
+            timeline: 1,
+            number,
+            start: Position::new("log.1", (number - 1) * 100),
+            opened_at: at(0),
+            skew_micros: 0,
+            previous: (number > 1).then(|| format!("digest {}", number - 1)),
+            broken: None,
+        },
+        totals: Totals {
+            end: Position::new("log.1", number * 100),
+            blocks: 1,
+            records: 1,
+            bytes_raw: 100,
+            first_at: last_at.map(at),
+            last_at: last_at.map(at),
+            known_until: known_until.or(last_at).map(at),
+            origins: vec![],
+        },
+        bytes_stored: 50,
+        digest: format!("digest {number}"),
+        sealed: true,
+    }
+}
+
+#[rstest]
+#[case::exactly_the_first(100, Some("base-100"))]
+#[case::between(150, Some("base-100"))]
+#[case::exactly_the_second(200, Some("base-200"))]
+#[case::after_the_second(299, Some("base-200"))]
+#[case::exactly_the_end(300, Some("base-200"))]
+#[case::before_the_first(99, None)]
+#[case::behind_the_end(301, None)]
+fn the_newest_baseline_before_the_instant_is_chosen(
+    #[case] to: i64,
+    #[case] expected: Option<&str>,
+) {
+    let history = history(&[(1, 300)], vec![baseline(1, 100, 0), baseline(1, 200, 50)], vec![]);
+    let chosen = choose(&history, at(to));
+    assert_eq!(chosen.as_ref().ok().map(|b| b.name.as_str()), expected);
+    if let Err(error) = chosen {
+        assert_eq!(error.class().exit_code(), 4);
+        assert_eq!(error.nearest_instants().len(), 1, "{error:?}");
+    }
+}
+
+#[test]
+fn an_instant_in_a_gap_is_refused_with_both_edges() {
+    let history = history(
+        &[(1, 200), (2, 400)],
+        vec![baseline(1, 100, 0), baseline(2, 310, 0)],
+        vec![gap(2, 1, 200, 300)],
+    );
+    let error = choose(&history, at(250)).unwrap_err();
+    assert!(error.to_string().contains("the binlog was purged"), "{error}");
+    assert_eq!(error.nearest_instants(), [at(200).to_string(), at(310).to_string()]);
+    // The stretch between the gap's end and the first baseline behind it is out of reach as well.
+    assert!(choose(&history, at(305)).is_err());
+    assert_eq!(choose(&history, at(200)).unwrap().timeline, 1);
+    assert_eq!(choose(&history, at(310)).unwrap().timeline, 2);
+}
+
+#[test]
+fn a_hole_within_a_timeline_ends_the_window_before_it() {
+    let hole = history(
+        &[(1, 400)],
+        vec![baseline(1, 100, 0), baseline(1, 320, 50)],
+        vec![gap(1, 7, 200, 300)],
+    );
+    let expected = [
+        Window { from: at(100), to: at(200), timeline: 1 },
+        Window { from: at(320), to: at(400), timeline: 1 },
+    ];
+    assert_eq!(windows(&hole), expected);
+    assert!(choose(&hole, at(250)).is_err());
+    assert_eq!(choose(&hole, at(400)).unwrap().name, "base-320");
+}
+
+#[test]
+fn where_timelines_overlap_the_newest_wins() {
+    let forked =
+        history(&[(1, 300), (2, 400)], vec![baseline(1, 100, 0), baseline(2, 250, 0)], vec![]);
+    assert_eq!(choose(&forked, at(240)).unwrap().timeline, 1);
+    assert_eq!(choose(&forked, at(260)).unwrap().timeline, 2);
+}
+
+#[test]
+fn nothing_is_restorable_without_a_baseline() {
+    let empty = history(&[(1, 300)], vec![], vec![]);
+    assert_eq!(windows(&empty), []);
+    assert!(choose(&empty, at(200)).unwrap_err().nearest_instants().is_empty());
+}
+
+#[rstest]
+#[case::overlap(&[(0, 10)], &[(5, 20)], &[(5, 10)])]
+#[case::touch(&[(0, 10)], &[(10, 20)], &[(10, 10)])]
+#[case::apart(&[(0, 10)], &[(11, 20)], &[])]
+#[case::gap_in_one(&[(0, 30)], &[(0, 10), (20, 30)], &[(0, 10), (20, 30)])]
+#[case::overlapping_timelines(&[(0, 20), (10, 30)], &[(0, 30)], &[(0, 30)])]
+fn the_joint_windows_are_the_intersection(
+    #[case] a: &[(i64, i64)],
+    #[case] b: &[(i64, i64)],
+    #[case] expected: &[(i64, i64)],
+) {
+    let list = |spans: &[(i64, i64)]| -> Vec<Window> {
+        spans.iter().map(|(f, t)| Window { from: at(*f), to: at(*t), timeline: 1 }).collect()
+    };
+    let joint: Vec<(Timestamp, Timestamp)> =
+        joint(&[list(a), list(b)]).iter().map(|w| (w.from, w.to)).collect();
+    let expected: Vec<_> = expected.iter().map(|(f, t)| (at(*f), at(*t))).collect();
+    assert_eq!(joint, expected);
+}
+
+#[rstest]
+#[case::in_the_first(150, 2)]
+#[case::equal_to_a_commit_goes_on_to_the_next(200, 3)]
+#[case::just_before_a_commit(299, 3)]
+#[case::exactly_the_end(400, 4)]
+#[case::known_to_be_idle(410, 4)]
+fn the_replay_ends_with_the_first_record_left_out(#[case] to: i64, #[case] expected: usize) {
+    let log = vec![
+        segment(1, Some(100), None),
+        segment(2, Some(200), None),
+        segment(3, Some(300), None),
+        segment(4, Some(400), Some(410)),
+    ];
+    let replay = line_up(&baseline(1, 90, 10), log, at(to)).unwrap();
+    assert_eq!(replay.len(), expected);
+}
+
+#[test]
+fn a_log_timed_by_marks_ends_with_the_first_mark_behind_the_instant() {
+    let mut base = baseline(1, 90, 10);
+    base.engine = EngineKind::Redis;
+    let mut log = vec![segment(1, None, Some(100)), segment(2, None, Some(200))];
+    for segment in &mut log {
+        segment.header.engine = EngineKind::Redis;
+    }
+    assert_eq!(line_up(&base, log.clone(), at(95)).unwrap().len(), 1);
+    assert_eq!(line_up(&base, log.clone(), at(100)).unwrap().len(), 2);
+    assert!(line_up(&base, log, at(201)).is_err());
+}
+
+#[test]
+fn a_missing_segment_is_a_gap_and_never_a_shorter_replay() {
+    let log = vec![segment(1, Some(100), None), segment(3, Some(300), None)];
+    let error = line_up(&baseline(1, 90, 10), log, at(250)).unwrap_err();
+    assert_eq!(error.class().exit_code(), 4);
+    let log = vec![segment(2, Some(200), None)];
+    assert!(line_up(&baseline(1, 90, 10), log, at(150)).is_err(), "the first is missing");
+    assert!(line_up(&baseline(1, 90, 10), vec![], at(150)).is_err());
+}
+
+#[test]
+fn an_instant_behind_the_last_record_is_refused() {
+    let log = vec![segment(1, Some(100), None)];
+    assert_eq!(line_up(&baseline(1, 90, 10), log, at(101)).unwrap_err().class().exit_code(), 4);
+}
+
+#[test]
+fn a_broken_chain_is_corrupt() {
+    let mut log = vec![segment(1, Some(100), None), segment(2, Some(200), None)];
+    log[1].header.previous = Some("another".into());
+    assert_eq!(line_up(&baseline(1, 90, 10), log, at(150)).unwrap_err().class().exit_code(), 5);
+    let mut log = vec![segment(1, Some(100), None), segment(2, Some(200), None)];
+    log[1].header.start.offset = 101;
+    assert_eq!(line_up(&baseline(1, 90, 10), log, at(150)).unwrap_err().class().exit_code(), 5);
+}

@@ -1,0 +1,54 @@
+//! Decides when something is due: values in, values out.
+
+use crate::clock::{Timestamp, Tz, resolve_civil};
+use chrono::{Days, NaiveTime};
+
+/// The next daily run at `at` (civil time in `zone`) after `now`. A day on which that time does
+/// not exist, or exists twice, because of a DST change is served an hour later.
+pub fn next_daily(now: Timestamp, at: NaiveTime, zone: Tz) -> Timestamp {
+    let Some(today) = now.utc().map(|utc| utc.with_timezone(&zone).date_naive()) else {
+        return now;
+    };
+    for ahead in 0..=2 {
+        let Some(day) = today.checked_add_days(Days::new(ahead)) else { continue };
+        let civil = day.and_time(at);
+        let due = resolve_civil(civil, zone)
+            .or_else(|_| resolve_civil(civil + chrono::Duration::hours(1), zone));
+        if let Ok(due) = due
+            && due > now
+        {
+            return due;
+        }
+    }
+    // Unreachable with real zones; a day later is never too early.
+    now.after(std::time::Duration::from_hours(24))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rstest::rstest;
+
+    #[rstest]
+    #[case::later_today("2024-05-01T00:30:00Z", "2024-05-01T01:00:00.000000Z")]
+    #[case::exactly_now_is_tomorrow("2024-05-01T01:00:00Z", "2024-05-02T01:00:00.000000Z")]
+    #[case::tomorrow("2024-05-01T12:00:00Z", "2024-05-02T01:00:00.000000Z")]
+    #[case::first_day_of_winter_time("2024-10-26T12:00:00Z", "2024-10-27T02:00:00.000000Z")]
+    fn daily_at_three_in_paris(#[case] now: &str, #[case] due: &str) {
+        let at = NaiveTime::from_hms_opt(3, 0, 0).unwrap();
+        let next = next_daily(Timestamp::parse(now).unwrap(), at, Tz::Europe__Paris);
+        assert_eq!(next.to_string(), due);
+    }
+
+    #[rstest]
+    #[case::skipped_hour("2024-03-30T12:00:00Z", "2024-03-31T01:30:00.000000Z")]
+    #[case::doubled_hour("2024-10-26T12:00:00Z", "2024-10-27T02:30:00.000000Z")]
+    fn a_time_that_dst_takes_away_or_doubles_is_served_an_hour_later(
+        #[case] now: &str,
+        #[case] due: &str,
+    ) {
+        let at = NaiveTime::from_hms_opt(2, 30, 0).unwrap();
+        let next = next_daily(Timestamp::parse(now).unwrap(), at, Tz::Europe__Paris);
+        assert_eq!(next.to_string(), due);
+    }
+}
