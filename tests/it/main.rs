@@ -16,6 +16,7 @@
     reason = "a test fails by panicking and reports by printing; .clippy.toml knows only #[test]"
 )]
 
+mod cli;
 mod crash;
 mod daemon;
 mod damage;
