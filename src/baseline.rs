@@ -116,8 +116,7 @@ impl Stored {
         let path = archive.store().path(&baseline_name(&meta))?;
         durable::create_dir_all(&archive.store().path(&names::timeline(&label.source, timeline))?)?;
         durable::publish(&self.temporary, &path)?;
-        let json = serde_json::to_vec_pretty(&meta).class(Class::Bug, || "write JSON".into())?;
-        archive.store().put_new(&format!("{}.json", baseline_name(&meta)), &json)?;
+        archive.store().put_new(&format!("{}.json", baseline_name(&meta)), &meta.encode()?)?;
         archive.catalog_mut().add_baseline(&meta)?;
         Ok(meta)
     }

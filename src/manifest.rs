@@ -5,12 +5,16 @@
 //! on disk.
 
 use crate::clock::Timestamp;
+use crate::error::{Class, Context, Error, Result};
 use crate::position::Position;
 use crate::record::{Server, TimeSource};
 use serde::{Deserialize, Serialize};
 
 /// The version of the archive's layout and of the segment format that this program writes.
 pub const FORMAT: u32 = 1;
+
+/// Longest JSON beside a baseline: a GTID set is its only part without a natural limit.
+pub const BASELINE_JSON_MAX: u64 = 32 << 20;
 
 /// A kind of system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -185,6 +189,43 @@ pub struct BaselineMeta {
     pub digest: String,
 }
 
+/// A baseline's JSON as it stands on disk. A position that changed by one digit would lead a
+/// restore astray, so the content carries its own digest.
+#[derive(Serialize, Deserialize)]
+struct SealedBaseline<T> {
+    #[serde(flatten)]
+    meta: T,
+    /// BLAKE3 digest (hex) of the other keys, as compact JSON in the order of [`BaselineMeta`].
+    seal: String,
+}
+
+impl BaselineMeta {
+    /// The JSON that is stored beside the baseline's file.
+    pub fn encode(&self) -> Result<Vec<u8>> {
+        serde_json::to_vec_pretty(&SealedBaseline { meta: self, seal: self.seal()? })
+            .class(Class::Bug, || "write a baseline's JSON".into())
+    }
+
+    /// Reads what [`Self::encode`] wrote.
+    ///
+    /// # Errors
+    /// Corrupt, if it is no such JSON, or its content does not match its seal.
+    pub fn decode(json: &[u8]) -> Result<Self> {
+        let sealed: SealedBaseline<Self> =
+            serde_json::from_slice(json).corrupt(|| "it is no baseline's JSON".into())?;
+        if sealed.meta.seal()? != sealed.seal {
+            return Err(Error::corrupt("its content does not match its seal"));
+        }
+        Ok(sealed.meta)
+    }
+
+    fn seal(&self) -> Result<String> {
+        let json =
+            serde_json::to_vec(self).class(Class::Bug, || "write a baseline's JSON".into())?;
+        Ok(blake3::hash(&json).to_hex().to_string())
+    }
+}
+
 /// A hole in what can be restored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Gap {
@@ -249,6 +290,34 @@ pub mod names {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_baseline_whose_json_changed_is_noticed() {
+        let meta = BaselineMeta {
+            format: FORMAT,
+            archive: "a".into(),
+            source: "shop".into(),
+            engine: EngineKind::Mysql,
+            server: Server::default(),
+            timeline: 1,
+            name: "base-20240501T030000Z.sql.zst".into(),
+            position: Position { gtids: "u:1-5".into(), ..Position::new("log.1", 157) },
+            at: Timestamp::from_secs(1),
+            begun_at: Timestamp::from_secs(1),
+            finished_at: Timestamp::from_secs(2),
+            bytes_raw: 3,
+            bytes_stored: 2,
+            digest: "d".into(),
+        };
+        let json = meta.encode().unwrap();
+        assert_eq!(BaselineMeta::decode(&json).unwrap(), meta);
+        let text = String::from_utf8(json).unwrap();
+        for (from, to) in [("157", "158"), ("1-5", "1-6"), ("\"seal\": \"", "\"seal\": \"0")] {
+            let changed = text.replacen(from, to, 1);
+            assert_ne!(changed, text);
+            assert!(BaselineMeta::decode(changed.as_bytes()).is_err(), "{from} to {to}");
+        }
+    }
 
     #[test]
     fn segment_names_parse_back() {

@@ -13,7 +13,7 @@
 use crate::catalog::{self, Batch, Catalog};
 use crate::durable::{self, Lock};
 use crate::error::{Class, Context, Error, Result};
-use crate::manifest::{ArchiveMeta, BaselineMeta, FORMAT, names};
+use crate::manifest::{ArchiveMeta, BASELINE_JSON_MAX, BaselineMeta, FORMAT, names};
 use crate::segment::Reader;
 use crate::store::{Local, check_name};
 use serde::Serialize;
@@ -21,9 +21,6 @@ use std::collections::HashSet;
 use std::fs::File;
 use std::io::BufReader;
 use std::path::Path;
-
-/// Longest JSON beside a baseline: a GTID set is its only part without a natural limit.
-const BASELINE_JSON_MAX: u64 = 32 << 20;
 
 /// What a rebuild found.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -198,8 +195,7 @@ fn add_baseline(
     name: &str,
 ) -> Result<String> {
     let json = store.get(name, BASELINE_JSON_MAX)?;
-    let meta: BaselineMeta =
-        serde_json::from_slice(&json).corrupt(|| "it is no baseline's JSON".into())?;
+    let meta = BaselineMeta::decode(&json)?;
     if meta.format != FORMAT {
         return Err(Error::refused(format!("baseline format {} is not known", meta.format)));
     }

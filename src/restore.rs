@@ -9,14 +9,14 @@
 //! **Invariant:** bytes are checked against their digests before they are handed to a target,
 //! and a target is called restored only after it was compared with what was sent.
 
-use crate::archive::{Archive, SegmentReader, open_segment};
+use crate::archive::{Archive, SegmentReader, baseline_name, open_segment};
 use crate::clock::Timestamp;
 use crate::durable;
 use crate::engine::{
     Destination, Endpoint, Needs, SourceOptions, Target, TargetOptions, open_target,
 };
 use crate::error::{Class, Context, Error, Result};
-use crate::manifest::{BaselineMeta, EngineKind, SegmentMeta, names};
+use crate::manifest::{BASELINE_JSON_MAX, BaselineMeta, EngineKind, SegmentMeta, names};
 use crate::plan::{self, History};
 use crate::position::Position;
 use crate::record::{Applied, Cut, LOG_HEAD_BYTES, Landing, Mark, OpenLog, Piece};
@@ -495,11 +495,7 @@ impl SourceReport {
 }
 
 fn baseline_path(store: &Local, baseline: &BaselineMeta) -> Result<PathBuf> {
-    store.path(&format!(
-        "{}/{}",
-        names::timeline(&baseline.source, baseline.timeline),
-        baseline.name
-    ))
+    store.path(&baseline_name(baseline))
 }
 
 /// Reads everything that a job will read, before anything is touched: what is damaged is found
@@ -534,8 +530,15 @@ async fn verify(store: &Local, job: &Job, progress: &Arc<Progress>) -> Result<()
     verifying.await.class(Class::Bug, || "verify the archive".into())?
 }
 
-/// Compares a baseline's file with its digest.
+/// Compares a baseline's file with its digest, and what the catalog says of it with its JSON.
 fn verify_baseline(store: &Local, baseline: &BaselineMeta, progress: &Progress) -> Result<()> {
+    let name = format!("{}.json", baseline_name(baseline));
+    let json = store.get(&name, BASELINE_JSON_MAX)?;
+    let stored = BaselineMeta::decode(&json).map_err(|error| error.context(&name))?;
+    if stored != *baseline {
+        return Err(Error::corrupt(format!("{name} is not what the catalog says"))
+            .hint("run `pitr reindex`"));
+    }
     let path = baseline_path(store, baseline)?;
     let mut file = File::open(&path).unavailable(|| format!("open {}", path.display()))?;
     let mut hasher = blake3::Hasher::new();

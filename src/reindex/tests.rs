@@ -96,7 +96,7 @@ impl Archive {
         };
         let name = format!("{}/{}", names::timeline(source, 1), meta.name);
         self.store.put_new(&name, b"four").unwrap();
-        let json = serde_json::to_vec(&meta).unwrap();
+        let json = meta.encode().unwrap();
         self.store.put_new(&format!("{name}.json"), &json).unwrap();
         self.catalog.add_baseline(&meta).unwrap();
         name
