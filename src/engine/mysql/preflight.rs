@@ -5,8 +5,8 @@
 use super::baseline::{self, SYSTEM_SCHEMAS};
 use super::load::CLIENT;
 use super::{ask, server, tools};
-use crate::engine::Needs;
-use crate::error::{Class, Error, Result};
+use crate::engine::{Endpoint, Needs, tls};
+use crate::error::{Class, Context, Error, Result};
 use crate::record::Server;
 use mysql_async::{Conn, Row};
 use std::io::ErrorKind;
@@ -85,6 +85,18 @@ pub(super) async fn folder(dir: &Path, needs: &Needs) -> Result<Server> {
     let version = tools::program_version(server::PROGRAM, server::PACKAGE).await?;
     check_version(&format!("{} on PATH", server::PROGRAM), &version, needs)?;
     Ok(Server { version, identity: String::new() })
+}
+
+/// Whether the target runs on this host: then it reaches what listens on loopback.
+pub(super) async fn same_host(endpoint: &Endpoint) -> Result<()> {
+    let tcp = tls::connect_tcp(endpoint).await?;
+    let ips = tcp.local_addr().and_then(|local| Ok((local.ip(), tcp.peer_addr()?.ip())));
+    let (here, there) = ips.unavailable(|| format!("look at the connection to {endpoint}"))?;
+    if here == there || there.is_loopback() {
+        return Ok(());
+    }
+    Err(Error::refused(format!("{endpoint} is on another host: it cannot reach pitr on loopback"))
+        .hint(format!("let pitr listen where the target reaches it: --listen {here}:0")))
 }
 
 /// Looks for the client program.

@@ -162,8 +162,9 @@ impl ScratchServer {
             format!("CREATE USER '{user}'@'localhost' IDENTIFIED BY '{password}'"),
             format!("GRANT ALL ON *.* TO '{user}'@'localhost' WITH GRANT OPTION"),
             format!("GRANT PROXY ON ''@'' TO '{user}'@'localhost' WITH GRANT OPTION"),
-            "DROP USER root@localhost".into(),
             "ALTER INSTANCE DISABLE INNODB REDO_LOG".into(),
+            // The last: the rights of an open connection go with its account.
+            "DROP USER root@localhost".into(),
         ] {
             // The statement is not named: it holds the password.
             ask::run(root, statement, || "set up the scratch server".into()).await?;

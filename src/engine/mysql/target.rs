@@ -8,16 +8,21 @@
 //! a server keeps its replication settings then: neither can be taken for a restored one.
 
 use super::accounts::{self, Account};
+use super::dump::Program;
+use super::events::States;
+use super::gtid::GtidSet;
 use super::load::{self, Baseline};
+use super::serve::{Identity, ReplaySource};
 use super::server::{LARGEST_PACKET, ScratchServer, Setup};
-use super::{ask, preflight, sql, tools};
+use super::{ask, check, preflight, replay, sql, tools};
 use crate::durable;
-use crate::engine::{Endpoint, Needs, Target, TargetOptions, Work};
-use crate::error::{Error, Result};
+use crate::engine::{Endpoint, Needs, Target, TargetOptions, Work, tls};
+use crate::error::{Context, Error, Result};
 use crate::manifest::BaselineMeta;
 use crate::record::{Applied, Cut, OpenLog, Server};
 use bytes::Bytes;
 use mysql_async::Conn;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use tokio::sync::mpsc;
 
@@ -34,7 +39,11 @@ pub struct MysqlTarget {
     needs: Needs,
     session: Option<Conn>,
     globals: Globals,
+    /// Accounts that were left as they are.
     kept: Vec<Account>,
+    /// What the scheduled events have to be at the end.
+    events: Option<States>,
+    lower_case_table_names: u8,
 }
 
 #[derive(Debug)]
@@ -62,6 +71,8 @@ impl MysqlTarget {
             session: None,
             globals: Globals::default(),
             kept: vec![],
+            events: None,
+            lower_case_table_names: 0,
         }
     }
 
@@ -105,6 +116,9 @@ impl MysqlTarget {
                 ask::run(&mut conn, "SET SESSION autocommit = 1", || "set autocommit".into())
                     .await?;
                 let server = preflight::running(&mut conn, needs, &at).await?;
+                if self.listen().ip().is_loopback() {
+                    preflight::same_host(endpoint).await?;
+                }
                 self.session = Some(conn);
                 Ok(server)
             }
@@ -136,9 +150,158 @@ impl MysqlTarget {
         load::take_over_gtids(session, &meta.position.gtids).await
     }
 
+    async fn replay_log(
+        &mut self,
+        baseline: &BaselineMeta,
+        log: OpenLog,
+        cut: &Cut,
+    ) -> Result<Applied> {
+        let listen = self.listen();
+        let conn = self.session()?;
+        let replica_id: Option<u32> =
+            ask::first(conn, "SELECT @@server_id", || "ask for server_id".into()).await?;
+        let replica_id = replica_id.ok_or_else(|| Error::bug("the target has no server_id"))?;
+        let base: GtidSet = baseline.position.gtids.parse()?;
+        let events = States::read(conn).await?;
+        let program = Program { log, cut: cut.clone(), base, events };
+        let mut taken = self.needs.origins.clone();
+        taken.push(replica_id);
+        let identity = Identity {
+            version: baseline.server.version.clone(),
+            server_id: preflight::free_server_id(&taken),
+            uuid: uuid::Uuid::new_v4().to_string(),
+        };
+        let source = ReplaySource::bind(listen, identity, replica_id, program).await?;
+        self.make_fast().await?;
+        let address = self.reachable(source.address()?).await?;
+        let conn = self.session()?;
+        let served = source.served();
+        let replay = async {
+            replay::start(conn, &source, address).await?;
+            let all = replay::wait(conn, served).await?;
+            replay::end(conn).await?;
+            Ok(all)
+        };
+        let outcome = tokio::select! {
+            outcome = replay => outcome,
+            error = source.run() => Err(error),
+        };
+        match outcome {
+            Ok(all) => {
+                self.events = Some(all.events.clone());
+                Ok(all.applied.clone())
+            }
+            Err(error) => Err(self.leave(error).await),
+        }
+    }
+
+    /// Stops what still goes on, and leaves the rest for a look at it.
+    async fn leave(&mut self, error: Error) -> Error {
+        // The first connection may be in the middle of an answer.
+        let stopped = match self.connect().await {
+            Ok(mut conn) => {
+                ask::run(&mut conn, "STOP REPLICA", || "stop the target's replication".into()).await
+            }
+            Err(error) => Err(error),
+        };
+        if let Err(error) = stopped {
+            tracing::warn!("{error}");
+        }
+        error.context(format!("replay into {}", self.at()))
+    }
+
+    /// Settings for the time of the replay.
+    async fn make_fast(&mut self) -> Result<()> {
+        let workers = std::thread::available_parallelism().map_or(4, usize::from).clamp(4, 64);
+        let running = matches!(self.place, Place::Running(_));
+        let conn = self.session.as_mut().ok_or_else(|| Error::bug("no connection"))?;
+        let globals = &mut self.globals;
+        globals.change(conn, "replica_parallel_workers", &workers.to_string()).await?;
+        let largest = LARGEST_PACKET.to_string();
+        globals.change(conn, "replica_max_allowed_packet", &largest).await?;
+        globals.change(conn, "replica_pending_jobs_size_max", &largest).await?;
+        // Not there before 8.4; what the source allowed is to be allowed here.
+        globals.change_if_known(conn, "restrict_fk_on_non_standard_key", "OFF").await?;
+        if running {
+            // A restore that is interrupted starts over, so nothing is lost by this.
+            globals.change(conn, "sync_binlog", "0").await?;
+            globals.change(conn, "innodb_flush_log_at_trx_commit", "2").await?;
+        }
+        Ok(())
+    }
+
+    /// Where to listen for the target: where only this host gets to, unless told otherwise.
+    fn listen(&self) -> SocketAddr {
+        self.options.listen.unwrap_or_else(|| SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))
+    }
+
+    /// How the target reaches what pitr listens at.
+    async fn reachable(&self, listening: SocketAddr) -> Result<SocketAddr> {
+        if !listening.ip().is_unspecified() {
+            return Ok(listening);
+        }
+        match &self.place {
+            Place::Folder { .. } => Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, listening.port()))),
+            Place::Running(endpoint) => {
+                // The address from which this host talks to the target.
+                let tcp = tls::connect_tcp(endpoint).await?;
+                let local = tcp.local_addr().unavailable(|| "ask for the own address".into())?;
+                Ok(SocketAddr::new(local.ip(), listening.port()))
+            }
+        }
+    }
+
+    async fn finish_and_check(&mut self, applied: &Applied) -> Result<String> {
+        let events = self.events.take().ok_or_else(|| Error::bug("finish before replay"))?;
+        // A connection of its own: its session's settings change.
+        let mut other = self.connect().await?;
+        let scheduled = events.put_in_force(&mut other).await?;
+        other.disconnect().await.unavailable(|| "close a connection".into())?;
+        let running = matches!(self.place, Place::Running(_));
+        let conn = self.session()?;
+        let tables = check::everything(conn, &applied.gtids.parse()?).await?;
+        if running {
+            // What was committed under looser settings is made durable before those come back.
+            ask::run(conn, "FLUSH NO_WRITE_TO_BINLOG LOGS", || "make everything durable".into())
+                .await?;
+        }
+        let mut globals = std::mem::take(&mut self.globals);
+        globals.put_back(self.session()?).await?;
+        let mut said = format!(
+            "gtid_executed is exactly that of the instant, {tables} tables checked, \
+             {scheduled} scheduled events in their state"
+        );
+        if let Some(session) = self.session.take() {
+            session.disconnect().await.unavailable(|| "close a connection".into())?;
+        }
+        match &mut self.place {
+            Place::Running(_) => {
+                for account in &self.kept {
+                    said.push_str(", ");
+                    said.push_str(&account.quoted());
+                    said.push_str(" kept as it was");
+                }
+            }
+            Place::Folder { dir, server } => {
+                let server = server.take().ok_or_else(|| Error::bug("no scratch server"))?;
+                server.shutdown().await?;
+                durable::sync_dir(&dir.join(DATA))?;
+                durable::remove(&dir.join(UNFINISHED))?;
+                said.push_str(", shut down in order; start it with mysqld --datadir=");
+                said.push_str(&dir.join(DATA).display().to_string());
+                if self.lower_case_table_names != 0 {
+                    said.push_str(" --lower-case-table-names=");
+                    said.push_str(&self.lower_case_table_names.to_string());
+                }
+            }
+        }
+        Ok(said)
+    }
+
     /// Makes the target ready to take a baseline: the last point at which nothing was changed.
     async fn prepare(&mut self, baseline: &Baseline) -> Result<()> {
         let facts = baseline.facts();
+        self.lower_case_table_names = facts.lower_case_table_names;
         match &mut self.place {
             Place::Folder { dir, server } => {
                 durable::create_dir_all(dir)?;
@@ -186,15 +349,15 @@ impl Target for MysqlTarget {
 
     fn replay<'a>(
         &'a mut self,
-        _baseline: &'a BaselineMeta,
-        _log: OpenLog,
-        _cut: &'a Cut,
+        baseline: &'a BaselineMeta,
+        log: OpenLog,
+        cut: &'a Cut,
     ) -> Work<'a, Applied> {
-        Box::pin(async { Err(Error::bug("replay is not there yet")) })
+        Box::pin(self.replay_log(baseline, log, cut))
     }
 
-    fn finish<'a>(&'a mut self, _applied: &'a Applied) -> Work<'a, String> {
-        Box::pin(async { Err(Error::bug("finish is not there yet")) })
+    fn finish<'a>(&'a mut self, applied: &'a Applied) -> Work<'a, String> {
+        Box::pin(self.finish_and_check(applied))
     }
 }
 
@@ -231,9 +394,23 @@ impl Globals {
             })
             .await?;
         let before = before.ok_or_else(|| Error::unavailable(format!("{name} has no value")))?;
+        // The scheduler of events can be off for good.
+        if before == value || before == "DISABLED" {
+            return Ok(());
+        }
         set_global(conn, name, value).await?;
         self.0.push((name.to_owned(), before));
         Ok(())
+    }
+
+    /// The same for one that a server may not have.
+    async fn change_if_known(&mut self, conn: &mut Conn, name: &str, value: &str) -> Result<()> {
+        let known: Vec<(String, String)> =
+            ask::rows(conn, format!("SHOW GLOBAL VARIABLES LIKE '{name}'"), || {
+                format!("read {name}")
+            })
+            .await?;
+        if known.is_empty() { Ok(()) } else { self.change(conn, name, value).await }
     }
 
     /// Puts all of them back, the last one first.

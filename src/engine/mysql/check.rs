@@ -1,0 +1,65 @@
+//! The last look at a restored server: is it what was applied, and nothing else?
+//!
+//! **Invariant:** reads only.
+
+use super::accounts::identifier;
+use super::baseline::SYSTEM_SCHEMAS;
+use super::gtid::GtidSet;
+use super::{ask, load};
+use crate::error::{Class, Error, Result};
+use mysql_async::{Conn, Row};
+
+/// How many tables are named in one statement.
+const TABLES_AT_ONCE: usize = 50;
+
+/// Looks at GTIDs, replication and every table. Gives how many tables there are.
+///
+/// # Errors
+/// Finding, if something is not as it has to be.
+pub(super) async fn everything(conn: &mut Conn, expected: &GtidSet) -> Result<usize> {
+    let finding = |what: String| Error::new(Class::Finding, what);
+    let executed = load::executed(conn).await?;
+    if executed != *expected {
+        let missing = expected.subtract(&executed);
+        let surplus = executed.subtract(expected);
+        return Err(finding(format!(
+            "the target has not executed exactly what was applied: \
+             missing {{{missing}}}, surplus {{{surplus}}}"
+        )));
+    }
+    let asking = || "ask the target for its replication".to_owned();
+    if ask::first::<Row>(conn, "SHOW REPLICA STATUS", asking).await?.is_some() {
+        return Err(finding("the target is still configured as a replica".into()));
+    }
+    tables(conn).await
+}
+
+/// Lets the server check each table quickly: that it can be opened, and its definition is sound.
+async fn tables(conn: &mut Conn) -> Result<usize> {
+    let tables: Vec<(String, String)> = ask::rows(
+        conn,
+        format!(
+            "SELECT TABLE_SCHEMA, TABLE_NAME FROM information_schema.TABLES \
+             WHERE TABLE_TYPE = 'BASE TABLE' AND TABLE_SCHEMA NOT IN ({SYSTEM_SCHEMAS})"
+        ),
+        || "list the restored tables".into(),
+    )
+    .await?;
+    for some in tables.chunks(TABLES_AT_ONCE) {
+        let names: Vec<String> = some
+            .iter()
+            .map(|(schema, table)| format!("{}.{}", identifier(schema), identifier(table)))
+            .collect();
+        let rows: Vec<(String, String, String, String)> =
+            ask::rows(conn, format!("CHECK TABLE {} FOR UPGRADE", names.join(", ")), || {
+                "check the restored tables".into()
+            })
+            .await?;
+        if let Some((table, _, _, text)) =
+            rows.iter().find(|(_, _, kind, _)| kind.eq_ignore_ascii_case("error"))
+        {
+            return Err(Error::new(Class::Finding, format!("table {table}: {text}")));
+        }
+    }
+    Ok(tables.len())
+}
