@@ -33,6 +33,9 @@ pub(super) struct Sample {
     pub(super) offset: u64,
 }
 
+/// What EXEC gives back of TIME and ROLE.
+type TimeAndRole = ((i64, i64), Vec<::redis::Value>);
+
 /// A connection for ordinary commands.
 pub(super) struct Control {
     connection: MultiplexedConnection,
@@ -126,8 +129,7 @@ impl Control {
         // Not `Pipeline::atomic`: redis 1.8 panics if the server refuses the MULTI.
         let mut pipe = ::redis::pipe();
         pipe.cmd("MULTI").ignore().cmd("TIME").ignore().cmd("ROLE").ignore().cmd("EXEC");
-        let reply: Result<(((i64, i64), Vec<::redis::Value>),), _> =
-            pipe.query_async(&mut self.connection).await;
+        let reply: Result<(TimeAndRole,), _> = pipe.query_async(&mut self.connection).await;
         let (((secs, micros), role),) =
             reply.map_err(|e| failure(&self.address, "TIME, ROLE", e))?;
         // A master answers ["master", offset, replicas], a replica
