@@ -1,9 +1,11 @@
 //! What is captured, from the first full copy to every way in which a stream can end.
 
-use super::harness::{Capture, SOON, baseline, patient};
+use super::harness::{Capture, SOON, baseline, endpoint, patient};
 use crate::support::{RedisServer, eventually};
-use pitr::record::Continuity;
+use pitr::record::{Captured, Continuity};
 use rstest::rstest;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 /// The source of most tests, without the delay of a diskless full copy.
 const FAST: [&str; 2] = ["--repl-diskless-sync-delay", "0"];
@@ -165,7 +167,7 @@ async fn wait_on_the_source_means_durable_in_the_archive() {
         loop {
             let whole = capture.kept().whole.clone();
             durable.send_replace(whole);
-            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
     let acknowledged: (u32,) = tokio::select! {
@@ -187,7 +189,13 @@ async fn wait_on_the_source_means_durable_in_the_archive() {
 #[tokio::test]
 async fn the_time_index_says_what_had_happened_by_when() {
     let server = RedisServer::start(&FAST).await;
-    let capture = Capture::start(&server, None);
+    // The consumer stalls once, so that samples run ahead of the bytes.
+    let stalled = AtomicBool::new(false);
+    let capture = Capture::start_at(endpoint(&server), None, move |captured| {
+        let first =
+            matches!(captured, Captured::Chunk(_)) && !stalled.swap(true, Ordering::Relaxed);
+        Duration::from_secs(if first { 1 } else { 0 })
+    });
     capture.opened().await;
     let mut conn = server.conn().await;
     // Every value is the server's clock a moment before it was written.
@@ -195,10 +203,10 @@ async fn the_time_index_says_what_had_happened_by_when() {
         let (secs, micros): (i64, i64) = redis::cmd("TIME").query_async(&mut conn).await.unwrap();
         let now = format!("{:020}", secs * 1_000_000 + micros);
         let () = redis::cmd("SET").arg("t").arg(now).query_async(&mut conn).await.unwrap();
-        tokio::time::sleep(std::time::Duration::from_millis(3)).await;
+        tokio::time::sleep(Duration::from_millis(3)).await;
     }
     capture.caught_up(&server).await;
-    tokio::time::sleep(std::time::Duration::from_millis(1500)).await;
+    tokio::time::sleep(Duration::from_millis(1500)).await;
     let kept = capture.stop().await;
     let text = String::from_utf8_lossy(&kept.bytes).into_owned();
     let writes: Vec<(u64, i64)> = text

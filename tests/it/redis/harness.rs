@@ -151,14 +151,14 @@ pub(super) fn source(endpoint: Endpoint) -> RedisSource {
 
 impl Capture {
     pub(super) fn start(server: &RedisServer, resume: Option<Position>) -> Self {
-        Self::start_at(endpoint(server), resume, |_| {})
+        Self::start_at(endpoint(server), resume, |_| Duration::ZERO)
     }
 
-    /// The same, calling `look` with everything before it is kept.
+    /// The same, with a consumer that stalls as long as `stall` says before it keeps something.
     pub(super) fn start_at(
         endpoint: Endpoint,
         resume: Option<Position>,
-        look: impl Fn(&Captured) + Send + 'static,
+        stall: impl Fn(&Captured) -> Duration + Send + 'static,
     ) -> Self {
         let (out, mut captured) = mpsc::channel(8);
         let (durable, durable_seen) = watch::channel(resume.clone());
@@ -168,7 +168,7 @@ impl Capture {
         let keeping = Arc::clone(&kept);
         let consumer = tokio::spawn(async move {
             while let Some(captured) = captured.recv().await {
-                look(&captured);
+                tokio::time::sleep(stall(&captured)).await;
                 if let Captured::Baseline { taken, mut pieces } = captured {
                     let mut bytes = Ok(vec![]);
                     while let Some(piece) = pieces.recv().await {
@@ -311,7 +311,7 @@ impl Way {
 }
 
 /// Starts a server as the folder's `redis.conf` says, but on a port that is free.
-async fn start_on(data: &Path) -> RedisServer {
+pub(super) async fn start_on(data: &Path) -> RedisServer {
     let conf = std::fs::read_to_string(data.join("redis.conf")).unwrap();
     let mut args = vec![];
     for line in conf.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {

@@ -1,7 +1,7 @@
 //! A captured history comes back: into a running server, and into a folder that is started.
 
 use super::harness::{
-    Capture, Kept, Restored, SOON, Way, digest, folder, patient, restore, server_target,
+    Capture, Kept, Restored, SOON, Way, digest, folder, patient, restore, server_target, start_on,
 };
 use crate::support::{RedisServer, eventually};
 use pitr::engine::digest::Digest;
@@ -235,6 +235,32 @@ async fn a_cut_within_a_record_leaves_that_record_out(#[case] way: Way, #[case] 
         assert_eq!(left_out, format!("{}:{}", kept.start().log, ends[0]));
         assert_eq!(restored.applied.records, 2);
     }
+}
+
+#[tokio::test]
+async fn a_long_log_becomes_files_that_each_select_their_database() {
+    let source = RedisServer::start(&FAST).await;
+    let capture = Capture::start(&source, None);
+    capture.opened().await;
+    let mut conn = patient(&source).await;
+    run(&mut conn, "SELECT 3").await;
+    let value = vec![b'x'; 22 << 20];
+    for n in 0..7 {
+        let set = redis::cmd("SET").arg(n).arg(&value).to_owned();
+        let () = set.query_async(&mut conn).await.unwrap();
+    }
+    let end = capture.caught_up(&source).await;
+    let kept = capture.stop().await;
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("new");
+    let (applied, check) = restore(folder(&data), &kept, &Cut::At(end)).await.unwrap();
+    assert_eq!(applied.records, 7);
+    assert!(check.ends_with("redis-check-aof found it valid"), "{check}");
+    let incr = |n: u32| data.join(format!("appendonlydir/appendonly.aof.{n}.incr.aof"));
+    assert!(incr(2).is_file() && incr(3).is_file() && !incr(4).exists());
+    let server = start_on(&data).await;
+    assert_eq!(server.cmd_in::<u32>(3, &["DBSIZE"]).await, 7);
+    assert_eq!(digest(&source).await.diff(&digest(&server).await), [""; 0]);
 }
 
 #[tokio::test]

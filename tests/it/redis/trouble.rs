@@ -14,17 +14,14 @@ use tokio::sync::{mpsc, watch};
 
 const FAST: [&str; 2] = ["--repl-diskless-sync-delay", "0"];
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test]
 async fn a_connection_cut_within_a_value_is_taken_up_before_its_record() {
     let backlog = ["--repl-backlog-size", "200mb"];
     let server = RedisServer::start(&[FAST, backlog].concat()).await;
     let capture = Capture::start_at(endpoint(&server), None, |captured| {
         // A slow consumer, so that the value is cut in its middle.
-        if let Captured::Chunk(chunk) = captured
-            && chunk.bytes.len() > 1 << 19
-        {
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        let large = matches!(captured, Captured::Chunk(chunk) if chunk.bytes.len() > 1 << 19);
+        Duration::from_millis(if large { 20 } else { 0 })
     });
     capture.opened().await;
     server.cmd_in::<()>(3, &["SET", "small", "1"]).await;
@@ -64,15 +61,15 @@ async fn a_connection_cut_within_a_value_is_taken_up_before_its_record() {
     assert_eq!(digest(&server).await.diff(&digest(&restored.server).await), [""; 0]);
 }
 
-#[tokio::test(flavor = "multi_thread")]
+#[tokio::test]
 async fn a_stalled_consumer_does_not_cost_the_connection() {
     let timeouts = ["--repl-timeout", "3", "--repl-ping-replica-period", "1"];
     let server = RedisServer::start(&[&FAST[..], &timeouts].concat()).await;
     let stalled = AtomicBool::new(false);
     let capture = Capture::start_at(endpoint(&server), None, move |captured| {
-        if matches!(captured, Captured::Chunk(_)) && !stalled.swap(true, Ordering::Relaxed) {
-            std::thread::sleep(Duration::from_secs(8));
-        }
+        let first =
+            matches!(captured, Captured::Chunk(_)) && !stalled.swap(true, Ordering::Relaxed);
+        Duration::from_secs(if first { 8 } else { 0 })
     });
     capture.opened().await;
     let mut conn = patient(&server).await;
@@ -96,7 +93,7 @@ async fn an_account_needs_no_more_than_its_documented_rights() {
     server.cmd::<()>(&words.concat()).await;
     let mut at = endpoint(&server);
     (at.user, at.password) = ("pitr".into(), Secret::new("s3cret"));
-    let capture = Capture::start_at(at.clone(), None, |_| {});
+    let capture = Capture::start_at(at.clone(), None, |_| Duration::ZERO);
     capture.opened().await;
     server.cmd::<()>(&["SET", "a", "1"]).await;
     capture.caught_up(&server).await;
