@@ -322,6 +322,19 @@ async fn a_command_that_fails_on_the_target_fails_the_restore() {
     assert!(error.to_string().contains("1 of the commands sent failed"), "{error}");
 }
 
+#[tokio::test]
+async fn a_slow_target_is_waited_for() {
+    let (mut kept, _) = small_history(10).await;
+    kept.bytes.extend_from_slice(b"*3\r\n$5\r\nDEBUG\r\n$5\r\nSLEEP\r\n$1\r\n3\r\n");
+    for i in 0..100_000 {
+        let key = format!("*3\r\n$3\r\nSET\r\n$9\r\nkey-{i:05}\r\n$1\r\nx\r\n");
+        kept.bytes.extend_from_slice(key.as_bytes());
+    }
+    let cut = Cut::At(Position::new(kept.start().log.clone(), kept.end()));
+    let restored = Way::Server.restore(&kept, &cut).await.unwrap();
+    assert!(restored.server.cmd_in::<bool>(1, &["EXISTS", "key-99999"]).await);
+}
+
 #[rstest]
 #[case::into_a_server(Way::Server)]
 #[case::into_a_folder(Way::Folder)]
