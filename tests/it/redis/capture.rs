@@ -194,7 +194,7 @@ async fn the_time_index_says_what_had_happened_by_when() {
     let capture = Capture::start_at(endpoint(&server), None, move |captured| {
         let first =
             matches!(captured, Captured::Chunk(_)) && !stalled.swap(true, Ordering::Relaxed);
-        Duration::from_secs(if first { 1 } else { 0 })
+        Duration::from_secs(u64::from(first))
     });
     capture.opened().await;
     let mut conn = server.conn().await;
