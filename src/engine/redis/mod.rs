@@ -2,7 +2,7 @@
 //!
 //! - capture: [`RedisSource`] over `client` (replication connection), `tail`, `ack`, `clock`
 //!   (time index), `history` (why a stream did not go on), `baseline`, `locate`;
-//! - restore: [`open_target`] over `replay` (what of the stream is executed), `serve` (pitr as a
+//! - restore: [`RedisServer`] and [`RedisFolder`] over `replay` (what of the stream is executed), `serve` (pitr as a
 //!   master), `target` (a running server), `folder` (files that a server starts on);
 //! - compare: `digest`;
 //! - shared: `resp` (the stream's form), `rdb` (a file's head and checksum), `version` (who can
@@ -31,7 +31,7 @@ mod folder;
 pub use folder::RedisFolder;
 pub use target::RedisServer;
 
-use super::{Destination, Located, Source, SourceOptions, Target, TargetOptions, Work};
+use super::{Located, Source, SourceOptions, Work};
 use crate::error::Result;
 use crate::position::Position;
 use crate::record::{BaselineTaken, Captured, Piece};
@@ -72,13 +72,5 @@ impl Source for RedisSource {
         offset: u64,
     ) -> Work<'_, Located> {
         Box::pin(locate::locate(from, pieces, offset))
-    }
-}
-
-/// The target that `options` describe. Nothing is connected to or written yet.
-pub fn open_target(options: TargetOptions) -> Box<dyn Target> {
-    match options.destination.clone() {
-        Destination::Running(endpoint) => Box::new(RedisServer::new(options, endpoint)),
-        Destination::Folder(dir) => Box::new(RedisFolder::new(options, dir)),
     }
 }

@@ -4,7 +4,7 @@ use crate::support::{RedisServer, eventually};
 use bytes::Bytes;
 use pitr::clock::Timestamp;
 use pitr::engine::digest::Digest;
-use pitr::engine::redis::{RedisSource, open_target};
+use pitr::engine::redis::RedisSource;
 use pitr::engine::{Destination, Endpoint, Needs, Source, SourceOptions, Target, TargetOptions};
 use pitr::error::Error;
 use pitr::manifest::{BaselineMeta, EngineKind, FORMAT};

@@ -4,8 +4,7 @@ use super::harness::{
     Capture, SOON, Way, baseline, digest, endpoint, options_at, patient, restore, source,
 };
 use crate::support::{RedisServer, eventually};
-use pitr::engine::redis::open_target;
-use pitr::engine::{Destination, Endpoint, Secret, Source};
+use pitr::engine::{Destination, Endpoint, Secret, Source, open_target};
 use pitr::error::Class;
 use pitr::record::{Captured, Continuity, Cut};
 use std::sync::atomic::{AtomicBool, Ordering};
