@@ -24,6 +24,7 @@
 
 use super::accounts::{self, Account, Statement, identifier};
 use super::tools::{self, OptionFile};
+use super::unwrap::Unwrap;
 use super::{ask, sql};
 use crate::clock::Timestamp;
 use crate::engine::SourceOptions;
@@ -143,8 +144,7 @@ impl Work<'_> {
         }
         let mark = uuid::Uuid::new_v4().simple().to_string();
         self.send(self.first_line(&mark)?).await?;
-        self.send(head.freeze()).await?;
-        dump.forward(self.out).await?;
+        dump.forward(head, self.out).await?;
         let end = self.beneath(conn).await?;
         if let Some(what) = end.undermines(&after) {
             return Err(Error::unavailable(format!(
@@ -278,7 +278,6 @@ impl<'a> Dump<'a> {
         let mut head = BytesMut::with_capacity(PIECE_BYTES);
         loop {
             if position_line(&head).is_some() {
-                self.keep_tail(&head);
                 return Ok(head);
             }
             if head.len() >= HEAD_BYTES || self.read(&mut head).await? == 0 {
@@ -291,22 +290,29 @@ impl<'a> Dump<'a> {
     }
 
     /// Hands over the rest, and sees to it that it was all.
-    async fn forward(mut self, out: &mpsc::Sender<Bytes>) -> Result<()> {
-        let mut buffer = BytesMut::new();
+    async fn forward(mut self, head: BytesMut, out: &mpsc::Sender<Bytes>) -> Result<()> {
+        let mut unwrap = Unwrap::default();
+        let mut buffer = head;
         loop {
-            buffer.reserve(PIECE_BYTES);
-            let n = self.read(&mut buffer).await?;
-            if n > 0 {
-                self.keep_tail(&buffer);
-            }
             // Pipes give little at a time: wait for a fuller piece.
-            while buffer.len() >= PIECE_BYTES || (n == 0 && !buffer.is_empty()) {
-                let piece = buffer.split_to(buffer.len().min(PIECE_BYTES));
-                send(out, piece.freeze()).await?;
+            let mut n = 1;
+            while n > 0 && buffer.len() < PIECE_BYTES {
+                buffer.reserve(PIECE_BYTES);
+                n = self.read(&mut buffer).await?;
+            }
+            self.keep_tail(&buffer);
+            let mut ready = unwrap.push(&buffer);
+            buffer.clear();
+            while !ready.is_empty() {
+                send(out, ready.split_to(ready.len().min(PIECE_BYTES))).await?;
             }
             if n == 0 {
                 break;
             }
+        }
+        let rest = unwrap.finish();
+        if !rest.is_empty() {
+            send(out, rest).await?;
         }
         let status =
             self.child.wait().await.unavailable(|| format!("wait for {}", self.program))?;

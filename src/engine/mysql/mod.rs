@@ -37,5 +37,6 @@ mod serve;
 mod server;
 mod target;
 mod tools;
+mod unwrap;
 
 pub use target::MysqlTarget;
