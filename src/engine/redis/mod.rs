@@ -2,8 +2,8 @@
 //!
 //! - capture: [`RedisSource`] over `client` (replication connection), `tail`, `ack`, `clock`
 //!   (time index), `history` (why a stream did not go on), `baseline`, `locate`;
-//! - restore: [`RedisServer`] and [`RedisFolder`] over `replay` (what of the stream is executed), `serve` (pitr as a
-//!   master), `target` (a running server), `folder` (files that a server starts on);
+//! - restore: [`RedisServer`] and [`RedisFolder`] over `replay` (what of the stream is executed)
+//!   and `serve` (pitr as a master);
 //! - compare: `digest`;
 //! - shared: `resp` (the stream's form), `rdb` (a file's head and checksum), `version` (who can
 //!   read what), `control` (ordinary commands).

@@ -5,7 +5,9 @@ use bytes::Bytes;
 use pitr::clock::Timestamp;
 use pitr::engine::digest::Digest;
 use pitr::engine::redis::RedisSource;
-use pitr::engine::{Destination, Endpoint, Needs, Source, SourceOptions, Target, TargetOptions};
+use pitr::engine::{
+    Destination, Endpoint, Needs, Source, SourceOptions, Target, TargetOptions, open_target,
+};
 use pitr::error::Error;
 use pitr::manifest::{BaselineMeta, EngineKind, FORMAT};
 use pitr::position::Position;
