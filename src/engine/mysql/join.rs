@@ -50,7 +50,7 @@ pub(crate) struct Facts {
     /// How far its clock is ahead of this host's, in µs; negative if it is behind.
     pub(crate) skew_micros: i64,
     /// The statement that shows the current file.
-    status: &'static str,
+    pub(crate) status: &'static str,
     /// All of its files with their sizes, in order.
     pub(crate) files: Vec<(String, u64)>,
 }
@@ -267,9 +267,9 @@ pub(crate) struct Aside<'a> {
 }
 
 impl<'a> Aside<'a> {
-    /// Asks over `conn` until that breaks, then over a new one.
-    pub(crate) fn new(endpoint: &'a Endpoint, conn: Conn) -> Self {
-        Self { endpoint, conn: Some(conn) }
+    /// Asks over `conn`, if there is one, until that breaks; then over a new one.
+    pub(crate) fn new(endpoint: &'a Endpoint, conn: Option<Conn>) -> Self {
+        Self { endpoint, conn }
     }
 
     /// An instant of the source's clock, and the file it writes and how far, no earlier than that.

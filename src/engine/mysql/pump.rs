@@ -108,6 +108,8 @@ pub(crate) struct Pump<'a> {
     file: Option<FileId>,
     /// Whether the current event is part of the file.
     stored: bool,
+    /// Whether the event of the current packet has ended.
+    event_ended: bool,
 }
 
 /// The chunk that is being filled.
@@ -177,6 +179,7 @@ impl<'a> Pump<'a> {
             stuck: None,
             file: same,
             stored: false,
+            event_ended: false,
         };
         (pump, file, position)
     }
@@ -241,6 +244,7 @@ impl<'a> Pump<'a> {
     async fn fragment(&mut self, fragment: Fragment) -> Result<(), Stop> {
         let mut bytes = fragment.bytes;
         if fragment.first {
+            self.event_ended = false;
             let mark = (!bytes.is_empty()).then(|| bytes.split_to(1));
             match mark.as_deref() {
                 Some([0x00]) => {}
@@ -251,12 +255,19 @@ impl<'a> Pump<'a> {
                 _ => return Err(self.track.corrupt("a packet without an event").into()),
             }
         }
+        let more_than_one = "a packet that is not exactly one event";
         self.splitter.push(bytes);
         while let Some(part) = self.splitter.next()? {
+            if self.event_ended {
+                return Err(self.track.corrupt(more_than_one).into());
+            }
+            self.event_ended = part.last;
             self.part(part).await?;
         }
-        if fragment.last != self.splitter.is_between_events() {
-            return Err(self.track.corrupt("a packet that is not exactly one event").into());
+        // A packet of a multiple of 16 MiB - 1 ends with a fragment without bytes.
+        let between = self.splitter.is_between_events();
+        if (self.event_ended && !between) || (fragment.last && !self.event_ended) {
+            return Err(self.track.corrupt(more_than_one).into());
         }
         Ok(())
     }
@@ -537,6 +548,15 @@ impl<'a> Pump<'a> {
         let bytes = Vec::with_capacity((2 * len).clamp(4096, CHUNK_BYTES));
         let next = Chunk { start, bytes, time: TimeSource::Commit, ..Chunk::default() };
         let mut chunk = std::mem::replace(&mut filling.chunk, next);
+        // What was kept until the stream was open may be longer; no record ends in its beginning.
+        while chunk.bytes.len() > CHUNK_BYTES {
+            let rest = chunk.bytes.split_off(CHUNK_BYTES);
+            let bytes = std::mem::replace(&mut chunk.bytes, rest);
+            let part = Chunk { start: chunk.start, bytes, ..Chunk::default() };
+            chunk.start = part.end();
+            self.send(Captured::Chunk(part)).await?;
+        }
+        let filling = &mut self.filling;
         if let Some(offset) = filling.whole.take() {
             let gtids = self.gtids();
             chunk.whole = Some(Position { gtids, ..Position::new(&self.track.log, offset) });
@@ -558,3 +578,6 @@ fn refusal(packet: &[u8]) -> Error {
         None => Error::corrupt("the source ended the dump without a reason"),
     }
 }
+
+#[cfg(test)]
+mod tests;

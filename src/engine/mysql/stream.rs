@@ -354,4 +354,4 @@ impl Track {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

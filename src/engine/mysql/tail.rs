@@ -96,7 +96,7 @@ impl MysqlSource {
         if replica.server_id == facts.server_id {
             replica.server_id ^= 1;
         }
-        let aside = Aside::new(endpoint, conn);
+        let aside = Aside::new(endpoint, Some(conn));
         let (mut pump, file, position) = Pump::new(out, facts, aside, start, self.memory().file);
         let reader = Client::connect(endpoint).await?.dump(&replica, &file, position).await?;
         let stop = pump.run(reader).await;

@@ -4,11 +4,11 @@ use proptest::prelude::*;
 
 const UUID: [u8; 16] = [7; 16];
 
-fn head(kind: u8) -> Head {
+pub(in crate::engine::mysql) fn head(kind: u8) -> Head {
     Head { timestamp: 1, kind, server_id: 3, length: 0, log_pos: 0, flags: 0 }
 }
 
-fn format_description(checksum: Checksum) -> Vec<u8> {
+pub(in crate::engine::mysql) fn format_description(checksum: Checksum) -> Vec<u8> {
     let mut body = vec![4, 0];
     body.extend([b'9'; 50]);
     body.extend([0; 4]);
@@ -18,14 +18,18 @@ fn format_description(checksum: Checksum) -> Vec<u8> {
     build(head(kind::FORMAT_DESCRIPTION), &body, Checksum::Crc32)
 }
 
-fn previous_gtids(set: &str, checksum: Checksum) -> Vec<u8> {
+pub(in crate::engine::mysql) fn previous_gtids(set: &str, checksum: Checksum) -> Vec<u8> {
     let mut body = vec![];
     set.parse::<GtidSet>().unwrap().encode(&mut body);
     build(head(kind::PREVIOUS_GTIDS), &body, checksum)
 }
 
 /// A transaction of a GTID event and events with bodies of these lengths.
-fn transaction(n: u64, bodies: &[usize], checksum: Checksum) -> Vec<u8> {
+pub(in crate::engine::mysql) fn transaction(
+    n: u64,
+    bodies: &[usize],
+    checksum: Checksum,
+) -> Vec<u8> {
     let mut rest = vec![];
     for (i, &len) in bodies.iter().enumerate() {
         let kind = if i == 0 { kind::QUERY } else { kind::WRITE_ROWS };
@@ -46,12 +50,12 @@ fn transaction(n: u64, bodies: &[usize], checksum: Checksum) -> Vec<u8> {
     all
 }
 
-fn uuid() -> uuid::Uuid {
+pub(in crate::engine::mysql) fn uuid() -> uuid::Uuid {
     uuid::Uuid::from_bytes(UUID)
 }
 
 /// A file behind its magic bytes: transactions 3, 4, … after 1 and 2 were executed before it.
-fn file(transactions: &[Vec<usize>], checksum: Checksum) -> Vec<u8> {
+pub(in crate::engine::mysql) fn file(transactions: &[Vec<usize>], checksum: Checksum) -> Vec<u8> {
     let mut log = format_description(checksum);
     log.extend(previous_gtids(&format!("{}:1-2", uuid()), checksum));
     for (i, bodies) in transactions.iter().enumerate() {
