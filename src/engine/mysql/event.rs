@@ -368,7 +368,7 @@ fn parse_tagged(body: &[u8]) -> Option<GtidEvent> {
         }
         last_id = Some(id);
         match id {
-            0 | 11 => drop(at.varlen()?),
+            0 | 9..=11 => drop(at.varlen()?),
             1 => {
                 let mut bytes = [0; 16];
                 for byte in &mut bytes {
@@ -386,7 +386,6 @@ fn parse_tagged(body: &[u8]) -> Option<GtidEvent> {
             6 => immediate = Some(at.varlen()?),
             7 => original = Some(at.varlen()?),
             8 => transaction_length = at.varlen()?,
-            9 | 10 => drop(at.varlen()?),
             // A field of a newer server: its length is not known, so nothing behind it is read.
             _ if id > last_needed => break,
             _ => return None,

@@ -283,14 +283,6 @@ impl Track {
             (kind::PREVIOUS_GTIDS, false) => {
                 self.previous_gtids(parse_previous_gtids(body(&part.bytes, self.checksum)?)?)?;
             }
-            (
-                kind::FORMAT_DESCRIPTION
-                | kind::ROTATE
-                | kind::STOP
-                | kind::IGNORABLE
-                | kind::INCIDENT,
-                false,
-            ) => {}
             (kind::FORMAT_DESCRIPTION | kind::ROTATE | kind::STOP | kind::PREVIOUS_GTIDS, true) => {
                 let what = format!("an event of type {} within a transaction", head.kind);
                 return Err(self.corrupt(&what));
@@ -298,7 +290,15 @@ impl Track {
             (_, true) if head.is_gtid() => {
                 return Err(self.corrupt("a transaction begins within another"));
             }
-            (_, true) => {}
+            (_, true)
+            | (
+                kind::FORMAT_DESCRIPTION
+                | kind::ROTATE
+                | kind::STOP
+                | kind::IGNORABLE
+                | kind::INCIDENT,
+                false,
+            ) => {}
             (_, false) => {
                 let what = format!("an event of type {} outside of a transaction", head.kind);
                 return Err(self.corrupt(&what));

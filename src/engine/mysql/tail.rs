@@ -74,13 +74,13 @@ impl MysqlSource {
             _ => join::decide(&mut conn, &peer, &facts, resume, memory.uuid.as_deref()).await?,
         };
         let stop = self.pump(out, &facts, start, conn).await?;
-        let Stop::Broken(reason) = stop else { return self.end(stop) };
+        let Stop::Broken(reason) = stop else { return end(stop) };
         // The bytes did not prove what SQL had left open.
         let mut conn = sql::connect(endpoint).await?;
         let facts = join::look(&mut conn, &peer).await?;
         let start = Start::Begin { broken: Some(reason) };
         let stop = self.pump(out, &facts, start, conn).await?;
-        self.end(stop)
+        end(stop)
     }
 
     /// One dump, until it stops. `conn` is for questions beside it.
@@ -99,6 +99,9 @@ impl MysqlSource {
         let aside = Aside::new(endpoint, Some(conn));
         let (mut pump, file, position) = Pump::new(out, facts, aside, start, self.memory().file);
         let reader = Client::connect(endpoint).await?.dump(&replica, &file, position).await?;
+        // If this work is dropped on its way, the next connection trusts nothing and walks.
+        let before = self.memory();
+        self.remember(Memory::default());
         let stop = pump.run(reader).await;
         self.remember(match &stop {
             Stop::BrokeOff(error) => {
@@ -107,20 +110,22 @@ impl MysqlSource {
             _ if pump.is_open() => {
                 Memory { uuid: Some(facts.uuid.clone()), file: pump.file(), broken: None }
             }
-            // The next connection trusts nothing and walks.
-            _ => Memory { uuid: None, file: None, ..self.memory() },
+            _ => Memory { broken: before.broken, ..Memory::default() },
         });
         Ok(stop)
     }
+}
 
-    fn end(&self, stop: Stop) -> Result<()> {
-        match stop {
-            Stop::Closed => Ok(()),
-            Stop::Failed(error) => Err(error),
-            Stop::BrokeOff(error) => Err(error
-                .hint("the capture goes on behind the break, and a new baseline is needed there")),
-            Stop::Broken(reason) => Err(Error::bug(format!("broke twice: {reason}"))),
+/// What a dump that stopped means for the caller.
+fn end(stop: Stop) -> Result<()> {
+    match stop {
+        Stop::Closed => Ok(()),
+        Stop::Failed(error) => Err(error),
+        Stop::BrokeOff(error) => {
+            Err(error
+                .hint("the capture goes on behind the break, and a new baseline is needed there"))
         }
+        Stop::Broken(reason) => Err(Error::bug(format!("broke twice: {reason}"))),
     }
 }
 

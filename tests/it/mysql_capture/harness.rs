@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 /// How long a capture may take to get somewhere.
-pub(super) const SOON: Duration = Duration::from_secs(60);
+pub(super) const SOON: Duration = Duration::from_mins(1);
 
 /// Where the flag stands by which an open binlog file differs from what is captured of it.
 const IN_USE_AT: usize = 4 + 17;
@@ -239,9 +239,7 @@ impl Capture {
     /// Waits until `enough` has been handed over.
     pub(super) async fn until(&self, what: &str, enough: impl Fn(&Kept) -> bool) {
         eventually(what, SOON, async || {
-            if self.task.is_finished() {
-                panic!("the capture ended while waiting until {what}: {:?}", self.kept.lock());
-            }
+            assert!(!self.task.is_finished(), "the capture ended while waiting until {what}");
             enough(&self.kept.lock().unwrap()).then_some(())
         })
         .await;
@@ -261,7 +259,7 @@ impl Capture {
     /// Ends the capture in order.
     pub(super) async fn stop(self) -> Kept {
         let Self { kept, task, stop, .. } = self;
-        let _ = stop.send(());
+        stop.send(()).ok();
         tokio::time::timeout(SOON, task).await.expect("the capture stops").unwrap().unwrap();
         Arc::try_unwrap(kept).unwrap().into_inner().unwrap()
     }
