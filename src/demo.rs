@@ -84,9 +84,9 @@ async fn show(
     tokio::time::sleep(Duration::from_millis(400)).await;
 
     sql_drop(&mut sql, "DELETE FROM shop.orders WHERE id % 2 = 0").await?;
-    sql_drop(&mut sql, "DROP TABLE shop.customers").await?;
+    sql_drop(&mut sql, "DROP TABLE shop.orders").await?;
     redis_do(::redis::cmd("FLUSHALL").exec_async(&mut cache).await)?;
-    say("the accident: DELETE without thinking, DROP TABLE, FLUSHALL");
+    say("the accident: a careless DELETE, a DROP TABLE, a FLUSHALL");
 
     let names: Vec<String> = config.sources.iter().map(|source| source.name.clone()).collect();
     let (archive, wait) = (config.archive.clone(), restore::WAIT_FOR_DAEMON);

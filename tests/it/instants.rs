@@ -22,7 +22,7 @@ const SCHEMA: &str = r"
         id INT AUTO_INCREMENT PRIMARY KEY, d DOUBLE, n DECIMAL(30,10), j JSON,
         ts TIMESTAMP(6) NULL, dt DATETIME(6), t TIME(6), y YEAR, b BIT(11), e ENUM('', 'x', 'y'),
         s SET('a', 'b'), bl LONGBLOB, vb VARBINARY(20), u8 VARCHAR(20), g GEOMETRY, v VECTOR(3),
-        gs INT GENERATED ALWAYS AS (id * 2) STORED, gv INT GENERATED ALWAYS AS (id * 3) VIRTUAL,
+        gs INT GENERATED ALWAYS AS (hidden * 2) STORED, gv INT GENERATED ALWAYS AS (hidden * 3) VIRTUAL,
         hidden INT INVISIBLE);
     CREATE TABLE keyless (a INT, b VARCHAR(10));
     CREATE TABLE parent (id INT PRIMARY KEY, changes INT NOT NULL DEFAULT 0);
