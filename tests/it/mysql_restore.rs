@@ -2,119 +2,52 @@
 //!
 //! The log comes straight from the source's binlog files, so nothing of the archive takes part.
 
-use crate::support::{Mysqld, eventually, program};
+mod harness;
+
+use crate::support::{Mariadbd, Mysqld};
 use bytes::Bytes;
+use harness::*;
 use mysql_async::prelude::Queryable;
 use mysql_async::{Conn, OptsBuilder};
 use pitr::clock::Timestamp;
-use pitr::engine::digest::Digest;
-use pitr::engine::mysql::digest::{digest, digest_accounts};
-use pitr::engine::mysql::{MysqlSource, MysqlTarget};
-use pitr::engine::{Destination, Endpoint, Needs, Source, SourceOptions, Target, TargetOptions};
-use pitr::error::{Class, Error, Result};
-use pitr::manifest::{BaselineMeta, EngineKind, FORMAT};
+use pitr::engine::mysql::MysqlTarget;
+use pitr::engine::{Destination, Endpoint, Needs, Target};
+use pitr::error::{Class, Error};
+use pitr::manifest::EngineKind;
 use pitr::position::Position;
-use pitr::record::{Applied, BaselineTaken, Cut, LOG_HEAD_BYTES, OpenLog, Piece};
-use std::path::Path;
-use std::process::{Child, Command};
-use std::sync::Arc;
+use pitr::record::{Cut, OpenLog, Piece};
 use std::time::Duration;
-use tokio::sync::mpsc;
 
-/// A baseline as the archive would have it.
-struct Taken {
-    meta: BaselineMeta,
-    bytes: Vec<u8>,
-}
-
-impl Taken {
-    fn text(&self) -> String {
-        String::from_utf8_lossy(&self.bytes).into_owned()
+/// Loads the baseline into a fresh server and replays; gives the error that it ends with.
+async fn failing(source: &Mysqld, taken: &Taken, log: OpenLog, spoil: &str) -> (Mysqld, Error) {
+    let target = Mysqld::start(&[]).await;
+    let mut to = running(&target);
+    to.preflight(&needs(source).await).await.unwrap();
+    to.load(&taken.meta, taken.pieces()).await.unwrap();
+    if !spoil.is_empty() {
+        target.sql(&format!("SET SESSION sql_log_bin = OFF; {spoil}")).await;
     }
-
-    fn pieces(&self) -> mpsc::Receiver<Result<Bytes>> {
-        pieces(&self.bytes)
-    }
+    let cut = Cut::After(Timestamp::now().after(Duration::from_hours(1)));
+    let begun = std::time::Instant::now();
+    let error = to.replay(&taken.meta, log, &cut).await.unwrap_err();
+    assert!(begun.elapsed() < Duration::from_mins(1));
+    (target, error)
 }
 
-fn pieces(bytes: &[u8]) -> mpsc::Receiver<Result<Bytes>> {
-    let (tx, rx) = mpsc::channel(bytes.len() / 100_000 + 2);
-    for part in bytes.chunks(100_000) {
-        tx.try_send(Ok(Bytes::copy_from_slice(part))).unwrap();
-    }
-    rx
-}
-
-fn source_options(url: &str) -> SourceOptions {
-    SourceOptions {
-        name: "shop-mysql".into(),
-        engine: EngineKind::Mysql,
-        endpoint: Endpoint::parse(EngineKind::Mysql, url).unwrap(),
-        sample_every: Duration::from_millis(100),
-        dump_command: None,
-    }
-}
-
-async fn try_baseline(options: &SourceOptions) -> Result<(BaselineTaken, Vec<u8>)> {
-    let (tx, mut rx) = mpsc::channel::<Bytes>(4);
-    let collect = tokio::spawn(async move {
-        let mut bytes = vec![];
-        while let Some(piece) = rx.recv().await {
-            assert!(piece.len() <= 256 << 10);
-            bytes.extend_from_slice(&piece);
-        }
-        bytes
-    });
-    let taken = MysqlSource::new(options.clone()).baseline(tx).await;
-    let bytes = collect.await.unwrap();
-    Ok((taken?, bytes))
-}
-
-/// Takes a baseline of a server that nobody writes to meanwhile.
-async fn baseline(source: &Mysqld) -> Taken {
-    let (taken, bytes) = try_baseline(&source_options(&source.url())).await.unwrap();
-    let mut position = taken.position;
-    position.gtids = source.gtid_executed().await;
-    let meta = BaselineMeta {
-        format: FORMAT,
-        archive: "a".into(),
-        source: "shop-mysql".into(),
-        engine: EngineKind::Mysql,
-        server: taken.server,
-        timeline: 1,
-        name: "base.sql.zst".into(),
-        position,
-        at: taken.at,
-        begun_at: taken.at,
-        finished_at: taken.at,
-        bytes_raw: bytes.len() as u64,
-        bytes_stored: 0,
-        digest: String::new(),
+/// Preflight refuses `target` with `words` in error and hint, and changes nothing.
+async fn refused(target: &Mysqld, needs: &Needs, words: &[&str]) {
+    let state = async || {
+        let schemas: Vec<String> = target.rows("SHOW SCHEMAS").await;
+        (schemas, target.gtid_executed().await)
     };
-    Taken { meta, bytes }
-}
-
-async fn needs(source: &Mysqld) -> Needs {
-    let (version, uuid) = source.row("SELECT @@version, @@server_uuid").await;
-    Needs { version, origins: vec![source.server_id()], sources: vec![uuid] }
-}
-
-fn running(target: &Mysqld) -> MysqlTarget {
-    let endpoint = Endpoint::parse(EngineKind::Mysql, &target.url()).unwrap();
-    MysqlTarget::running(options(Destination::Running(endpoint.clone())), endpoint)
-}
-
-fn folder(dir: &Path) -> MysqlTarget {
-    MysqlTarget::folder(options(Destination::Folder(dir.to_owned())), dir.to_owned())
-}
-
-fn options(destination: Destination) -> TargetOptions {
-    TargetOptions {
-        name: "shop-mysql".into(),
-        engine: EngineKind::Mysql,
-        destination,
-        listen: None,
+    let before = state().await;
+    let error = running(target).preflight(needs).await.unwrap_err();
+    assert_eq!(error.class().exit_code(), 6, "{error:?}");
+    let text = format!("{error} / {}", error.hint_text().unwrap());
+    for word in words {
+        assert!(text.contains(word), "{text}");
     }
+    assert_eq!(state().await, before);
 }
 
 #[tokio::test]
@@ -261,196 +194,6 @@ async fn an_account_that_cannot_see_everything_takes_no_baseline() {
     assert!(String::from_utf8_lossy(&bytes).contains("CREATE DATABASE"));
 }
 
-/// The source's binlog as it is now, from a place on.
-async fn log_of(source: &Mysqld, from: &Position) -> Vec<Piece> {
-    let logs: Vec<(String, u64, String)> = source.rows("SHOW BINARY LOGS").await;
-    let mut pieces = vec![];
-    for (name, ..) in logs.into_iter().skip_while(|(name, ..)| *name != from.log) {
-        let mut bytes = std::fs::read(source.datadir().join(&name)).unwrap();
-        // On the disk the open file is marked as such, which it never is on the wire.
-        bytes[4 + 17] &= !1;
-        let bytes = Bytes::from(bytes);
-        let start = if name == from.log { from.offset } else { 0 };
-        let head = bytes.slice(..bytes.len().min(LOG_HEAD_BYTES));
-        pieces.push(Piece::Log { at: Position::new(name, start), head });
-        let rest = bytes.slice(start as usize..);
-        // Sizes that fit nothing.
-        for at in (0..rest.len()).step_by(77_777) {
-            pieces.push(Piece::Bytes(rest.slice(at..rest.len().min(at + 77_777))));
-        }
-    }
-    pieces
-}
-
-/// Reads `pieces` as often as wanted, with an error behind them if there is one.
-fn open_log(pieces: Vec<Piece>, error: Option<fn() -> Error>) -> OpenLog {
-    let pieces = Arc::new(pieces);
-    Arc::new(move || {
-        let (tx, rx) = mpsc::channel(4);
-        let pieces = Arc::clone(&pieces);
-        tokio::spawn(async move {
-            for piece in pieces.iter() {
-                if tx.send(Ok(piece.clone())).await.is_err() {
-                    return;
-                }
-            }
-            if let Some(error) = error {
-                drop(tx.send(Err(error())).await);
-            }
-        });
-        rx
-    })
-}
-
-/// What a server was like at an instant.
-struct Moment {
-    at: Timestamp,
-    gtids: String,
-    data: Digest,
-    accounts: Digest,
-    events: Vec<(String, String, String)>,
-}
-
-const EVENTS: &str =
-    "SELECT EVENT_NAME, CAST(STATUS AS CHAR), DEFINER FROM information_schema.EVENTS ORDER BY 1";
-
-async fn moment(server: &Mysqld) -> Moment {
-    let mut conn = server.conn().await;
-    moment_of(&mut conn).await
-}
-
-async fn moment_of(conn: &mut Conn) -> Moment {
-    let at: i64 = conn
-        .query_first("SELECT CAST(UNIX_TIMESTAMP(SYSDATE(6)) * 1000000 AS SIGNED)")
-        .await
-        .unwrap()
-        .unwrap();
-    let gtids: String = conn.query_first("SELECT @@GLOBAL.gtid_executed").await.unwrap().unwrap();
-    let events = conn.query(EVENTS).await.unwrap();
-    let data = digest(conn).await.unwrap();
-    let accounts = digest_accounts(conn).await.unwrap();
-    Moment {
-        at: Timestamp::from_micros(at),
-        gtids: gtids.replace('\n', ""),
-        data,
-        accounts,
-        events,
-    }
-}
-
-fn assert_same(restored: &Moment, then: &Moment) {
-    assert_eq!(restored.data.diff(&then.data), Vec::<String>::new());
-    assert_eq!(restored.accounts.diff(&then.accounts), Vec::<String>::new());
-    assert_eq!(restored.gtids, then.gtids);
-    assert_eq!(restored.events, then.events);
-}
-
-/// The whole way into a target.
-async fn restore(
-    to: &mut MysqlTarget,
-    needs: &Needs,
-    taken: &Taken,
-    log: OpenLog,
-    cut: &Cut,
-) -> Result<(Applied, String)> {
-    to.preflight(needs).await?;
-    to.load(&taken.meta, taken.pieces()).await?;
-    let applied = to.replay(&taken.meta, log, cut).await?;
-    let said = to.finish(&applied).await?;
-    Ok((applied, said))
-}
-
-/// A server on a restored folder, ended when dropped.
-struct OnFolder {
-    child: Child,
-    socket: std::path::PathBuf,
-}
-
-impl OnFolder {
-    async fn start(dir: &Path) -> Self {
-        let socket = dir.parent().unwrap().join("sock");
-        let child = Command::new(program("mysqld"))
-            .arg("--no-defaults")
-            .args(["--user=root", "--skip-networking", "--mysqlx=OFF"])
-            .arg(format!("--datadir={}", dir.join("data").display()))
-            .arg(format!("--socket={}", socket.display()))
-            .arg(format!("--log-error={}", dir.parent().unwrap().join("err").display()))
-            .args(["--gtid-mode=ON", "--enforce-gtid-consistency=ON"])
-            .args(["--innodb-buffer-pool-size=64M", "--event-scheduler=OFF"])
-            .spawn()
-            .unwrap();
-        let server = Self { child, socket };
-        eventually("the restored folder's server answers", Duration::from_mins(1), async || {
-            Conn::new(server.opts()).await.ok()
-        })
-        .await;
-        server
-    }
-
-    fn opts(&self) -> OptsBuilder {
-        OptsBuilder::default().socket(Some(self.socket.display().to_string())).user(Some("root"))
-    }
-}
-
-impl Drop for OnFolder {
-    fn drop(&mut self) {
-        drop(self.child.kill());
-        drop(self.child.wait());
-    }
-}
-
-/// Work with everything that has to come through, with moments between.
-async fn work(source: &Mysqld) -> Vec<Moment> {
-    let steps = [
-        "INSERT INTO shop.t (s) VALUES ('one'), ('two'); UPDATE shop.t SET s = 'zwei' WHERE id = 2",
-        "ALTER TABLE shop.t ADD COLUMN j JSON, ADD COLUMN d DATETIME(6) DEFAULT NOW(6);
-         INSERT INTO shop.t (s, j) VALUES ('three', '{\"a\": [1, 2.5, null]}');
-         CREATE EVENT shop.later ON SCHEDULE EVERY 1 DAY DO INSERT INTO shop.t (s) VALUES ('x');
-         ALTER EVENT shop.running DISABLE; SET GLOBAL event_scheduler = ON;
-         CREATE USER later@localhost IDENTIFIED BY 'l'; GRANT reader TO later@localhost;
-         ALTER USER app@'%' IDENTIFIED BY 'changed'",
-        "FLUSH BINARY LOGS; DELETE FROM shop.t WHERE id = 1;
-         ALTER EVENT shop.stopped ENABLE; ALTER EVENT shop.later ON SCHEDULE EVERY 2 DAY;
-         CREATE TRIGGER shop.tr BEFORE INSERT ON shop.t FOR EACH ROW SET NEW.s = UPPER(NEW.s);
-         INSERT INTO shop.t (s) VALUES ('four')",
-        "SET SESSION binlog_transaction_compression = ON;
-         INSERT INTO shop.t (s) SELECT REPEAT(s, 100) FROM shop.t; DROP EVENT shop.running;
-         DROP USER later@localhost",
-        "CREATE DATABASE other; CREATE TABLE other.nopk (a INT, b BIT(7)); FLUSH BINARY LOGS;
-         INSERT INTO other.nopk VALUES (1, b'101'), (1, b'101'); TRUNCATE shop.t;
-         DROP TABLE shop.t",
-    ];
-    let mut moments = vec![moment(source).await];
-    for step in steps {
-        source.sql(step).await;
-        moments.push(moment(source).await);
-    }
-    moments
-}
-
-/// Runs the statements one by one in one session, as a client does that sends no two at once.
-async fn one_by_one(server: &Mysqld, statements: &str) {
-    let mut conn = server.conn().await;
-    for statement in statements.split(';').map(str::trim).filter(|s| !s.is_empty()) {
-        conn.query_drop(statement).await.unwrap_or_else(|error| panic!("{error}: {statement}"));
-    }
-}
-
-async fn shop(args: &[&str]) -> Mysqld {
-    let source = Mysqld::start(args).await;
-    one_by_one(
-        &source,
-        "CREATE DATABASE shop;
-             CREATE TABLE shop.t (id INT PRIMARY KEY AUTO_INCREMENT, s TEXT);
-             CREATE EVENT shop.running ON SCHEDULE EVERY 1 DAY DO DELETE FROM shop.t WHERE id < 0;
-             CREATE EVENT shop.stopped ON SCHEDULE EVERY 1 DAY DISABLE DO DELETE FROM shop.t;
-             CREATE ROLE reader; GRANT SELECT ON shop.* TO reader;
-             CREATE USER app@'%' IDENTIFIED BY 'x'; GRANT reader TO app@'%'",
-    )
-    .await;
-    source
-}
-
 #[tokio::test]
 async fn a_running_server_is_restored_to_every_instant_between() {
     let source = shop(&[]).await;
@@ -517,4 +260,236 @@ async fn a_folder_is_restored_and_ready_to_start() {
     assert_eq!(redo, "ON");
     let channels: Vec<mysql_async::Row> = conn.query("SHOW REPLICA STATUS").await.unwrap();
     assert!(channels.is_empty());
+}
+
+#[tokio::test]
+async fn the_cut_is_exact_to_the_microsecond_and_to_the_byte() {
+    let (source, taken) = counted(20).await;
+    let needs = needs(&source).await;
+    let pieces = log_of(&source, &taken.meta.position).await;
+    let file = taken.meta.position.log.clone();
+    let all: Vec<_> = transactions(&source, &file)
+        .into_iter()
+        .filter(|(at, _)| *at >= taken.meta.position.offset)
+        .collect();
+    assert_eq!(all.len(), 20);
+    let time = |n: usize| Timestamp::from_micros(all[n].1);
+    let cuts = [
+        (Cut::After(time(7)), 8),
+        (Cut::After(time(7).shifted(-1)), 7),
+        (Cut::At(Position::new(file.clone(), all[12].0)), 12),
+        (Cut::At(taken.meta.position.clone()), 0),
+    ];
+    for (cut, rows) in cuts {
+        let target = Mysqld::start(&[]).await;
+        let log = open_log(pieces.clone(), None);
+        let (applied, _) = restore(&mut running(&target), &needs, &taken, log, &cut).await.unwrap();
+        assert_eq!(target.row::<u64>("SELECT COUNT(*) FROM shop.n").await, rows, "{cut:?}");
+        assert_eq!(applied.records, rows);
+        assert_eq!(applied.first_left_out.unwrap().at, Some(time(rows as usize)));
+        assert_eq!(applied.last.is_some(), rows > 0);
+        if let Some(last) = applied.last {
+            assert_eq!(last.at, Some(time(rows as usize - 1)));
+        }
+    }
+    // Within a transaction there is no place to stop.
+    let target = Mysqld::start(&[]).await;
+    let cut = Cut::At(Position::new(file, all[12].0 + 1));
+    let log = open_log(pieces, None);
+    let error = restore(&mut running(&target), &needs, &taken, log, &cut).await.unwrap_err();
+    assert_eq!(error.class(), Class::Usage, "{error}");
+}
+
+#[tokio::test]
+async fn a_replica_that_connects_again_gets_what_it_lacks() {
+    let (source, taken) = counted(300).await;
+    source.sql("FLUSH BINARY LOGS").await;
+    source.sql("CREATE TABLE shop.big (id INT PRIMARY KEY, b LONGBLOB)").await;
+    let mut conn = source.conn().await;
+    conn.query_drop("INSERT INTO shop.big VALUES (1, REPEAT('y', 20000000))").await.unwrap();
+    conn.query_drop("INSERT INTO shop.n VALUES (1000, '')").await.unwrap();
+    let then = moment(&source).await;
+    let mut pieces = vec![];
+    for piece in log_of(&source, &taken.meta.position).await {
+        match piece {
+            Piece::Bytes(bytes) if bytes.len() < 50_000 => {
+                pieces.extend(
+                    (0..bytes.len())
+                        .step_by(5_000)
+                        .map(|at| Piece::Bytes(bytes.slice(at..bytes.len().min(at + 5_000)))),
+                );
+            }
+            piece => pieces.push(piece),
+        }
+    }
+    let target = Mysqld::start(&[]).await;
+    let mut to = running(&target);
+    to.preflight(&needs(&source).await).await.unwrap();
+    to.load(&taken.meta, taken.pieces()).await.unwrap();
+    let log = slow_log(pieces, Duration::from_millis(10));
+    let cut = Cut::After(then.at);
+    let (mut breaks, mut strangers) = (0, 0);
+    let trouble = async {
+        loop {
+            tokio::time::sleep(Duration::from_millis(150)).await;
+            let Some(status) = target.rows::<mysql_async::Row>("SHOW REPLICA STATUS").await.pop()
+            else {
+                continue;
+            };
+            let port: u16 = status.get("Source_Port").unwrap();
+            let state: String = status.get("Replica_IO_Running").unwrap();
+            // A stranger changes nothing.
+            let stranger = OptsBuilder::default()
+                .ip_or_hostname("127.0.0.1")
+                .tcp_port(port)
+                .user(Some("pitr"))
+                .pass(Some("guess"))
+                .prefer_socket(false);
+            strangers += u32::from(Conn::new(stranger).await.is_err());
+            // As a lost connection: the receiver's connection is killed at the source's side by
+            // the receiver itself, in the middle of whatever it is at.
+            if state == "Yes" && breaks < 5 && strangers > breaks {
+                let mut conn = target.conn().await;
+                conn.query_drop("STOP REPLICA IO_THREAD").await.unwrap();
+                conn.query_drop("START REPLICA IO_THREAD").await.unwrap();
+                breaks += 1;
+            }
+        }
+    };
+    let applied = tokio::select! {
+        applied = to.replay(&taken.meta, log, &cut) => applied,
+        never = trouble => never,
+    };
+    assert!(breaks >= 3 && strangers >= 3, "{breaks} breaks, {strangers} strangers");
+    let applied = applied.unwrap();
+    to.finish(&applied).await.unwrap();
+    assert_same(&moment(&target).await, &then);
+}
+
+#[tokio::test]
+async fn what_the_applier_says_is_what_the_restore_says() {
+    let (source, taken) = counted(5).await;
+    let log = open_log(log_of(&source, &taken.meta.position).await, None);
+    let (target, error) =
+        failing(&source, &taken, log, "INSERT INTO shop.n VALUES (3, 'not of the source')").await;
+    assert_eq!(error.class(), Class::Unavailable);
+    let text = error.to_string();
+    assert!(text.contains("1062") && text.contains("Duplicate entry '3'"), "{text}");
+    // It cannot be taken for a restored one.
+    assert_eq!(target.rows::<mysql_async::Row>("SHOW REPLICA STATUS").await.len(), 1);
+}
+
+#[tokio::test]
+async fn trouble_in_the_archive_ends_the_restore_with_that_trouble() {
+    let (source, taken) = counted(50).await;
+    let pieces = log_of(&source, &taken.meta.position).await;
+
+    let log = open_log(pieces.clone(), Some(|| Error::corrupt("segment 7 is damaged")));
+    let (_, error) = failing(&source, &taken, log, "").await;
+    assert_eq!(error.class(), Class::Corrupt);
+    assert!(error.to_string().contains("segment 7 is damaged"), "{error}");
+
+    // A flipped bit, though the archive did not notice.
+    let mut flipped = pieces.clone();
+    let Piece::Bytes(bytes) = &flipped[1] else { panic!("no bytes") };
+    let mut bytes = bytes.to_vec();
+    bytes[20_000] ^= 1;
+    flipped[1] = Piece::Bytes(bytes.into());
+    let (target, error) = failing(&source, &taken, open_log(flipped, None), "").await;
+    assert_eq!(error.class(), Class::Corrupt, "{error}");
+    assert!(target.row::<u64>("SELECT COUNT(*) FROM shop.n").await < 50);
+
+    // An end within a transaction.
+    let mut cut_off = pieces.clone();
+    let Some(Piece::Bytes(bytes)) = cut_off.last_mut() else { panic!("no bytes") };
+    bytes.truncate(bytes.len() - 10);
+    let (_, error) = failing(&source, &taken, open_log(cut_off, None), "").await;
+    assert_eq!(error.class(), Class::Corrupt, "{error}");
+    assert!(error.to_string().contains("within a transaction"), "{error}");
+
+    // A place that is not where the log goes on.
+    let mut hole = pieces;
+    let far = Position::new(taken.meta.position.log.clone(), 99_999_999);
+    hole.insert(2, Piece::Log { at: far, head: Bytes::new() });
+    let (_, error) = failing(&source, &taken, open_log(hole, None), "").await;
+    assert_eq!(error.class(), Class::Corrupt, "{error}");
+}
+
+#[tokio::test]
+async fn events_with_the_targets_own_server_id_are_never_sent() {
+    let (source, taken) = counted(5).await;
+    let pieces = log_of(&source, &taken.meta.position).await;
+    let target = Mysqld::start(&[&format!("--server-id={}", source.server_id())]).await;
+    let mut to = running(&target);
+    let mut blind = needs(&source).await;
+    blind.origins.clear();
+    to.preflight(&blind).await.unwrap();
+    to.load(&taken.meta, taken.pieces()).await.unwrap();
+    let cut = Cut::After(Timestamp::now());
+    let error = to.replay(&taken.meta, open_log(pieces, None), &cut).await.unwrap_err();
+    assert_eq!(error.class(), Class::Corrupt);
+    assert!(error.to_string().contains("server_id"), "{error}");
+}
+
+#[tokio::test]
+async fn targets_that_are_not_fit_are_refused_unchanged() {
+    let source = shop(&[]).await;
+    let needs = needs(&source).await;
+    refused(&source, &needs, &["is a source of this archive"]).await;
+
+    let target = Mysqld::start(&[]).await;
+    running(&target).preflight(&needs).await.unwrap();
+    let newer = Needs { version: "99.1.0".into(), ..needs.clone() };
+    refused(&target, &newer, &["older than the source (99.1.0)"]).await;
+    let other = Needs { version: "10.11.6-MariaDB".into(), ..needs.clone() };
+    let error = running(&target).preflight(&other).await.unwrap_err();
+    assert_eq!(error.class().exit_code(), 6, "{error}");
+    let twin = Needs { origins: vec![1, target.server_id()], ..needs.clone() };
+    refused(&target, &twin, &["SET PERSIST server_id = "]).await;
+
+    target.sql("SET GLOBAL super_read_only = ON").await;
+    refused(&target, &needs, &["read-only", "SET GLOBAL super_read_only = OFF"]).await;
+    target.sql("SET GLOBAL super_read_only = OFF; SET GLOBAL read_only = OFF").await;
+    target.sql("SET GLOBAL gtid_mode = ON_PERMISSIVE").await;
+    refused(&target, &needs, &["gtid_mode = ON_PERMISSIVE", "SET PERSIST gtid_mode = ON"]).await;
+    target.sql("SET GLOBAL gtid_mode = ON").await;
+    target.sql("CHANGE REPLICATION SOURCE TO SOURCE_HOST = 'h', SOURCE_USER = 'u'").await;
+    refused(&target, &needs, &["configured as a replica", "RESET REPLICA ALL"]).await;
+    target.sql("RESET REPLICA ALL; CREATE DATABASE `mine`").await;
+    refused(&target, &needs, &["not empty: it has mine"]).await;
+    target.sql("DROP DATABASE mine; CREATE USER lim; GRANT SELECT, RELOAD ON *.* TO lim").await;
+    let mut endpoint = Endpoint::parse(EngineKind::Mysql, &target.url()).unwrap();
+    endpoint.user = "lim".into();
+    let options = options(Destination::Running(endpoint.clone()));
+    let error = MysqlTarget::running(options, endpoint).preflight(&needs).await.unwrap_err();
+    assert_eq!(error.class().exit_code(), 6, "{error}");
+
+    let names = Mysqld::start(&["--gtid-mode=OFF", "--enforce-gtid-consistency=OFF"]).await;
+    refused(&names, &needs, &["SET PERSIST enforce_gtid_consistency = ON; SET PERSIST gtid_mode"])
+        .await;
+    let maria = Mariadbd::start(&[]).await;
+    let error = running(&maria).preflight(&needs).await.unwrap_err();
+    assert_eq!(error.class().exit_code(), 6, "{error}");
+
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("precious"), "x").unwrap();
+    let error = folder(dir.path()).preflight(&needs).await.unwrap_err();
+    assert_eq!(error.class().exit_code(), 6, "{error}");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+}
+
+#[tokio::test]
+async fn a_folder_whose_restore_failed_says_so() {
+    let (source, taken) = counted(5).await;
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path().join("shop-mysql");
+    let log = open_log(vec![], Some(|| Error::corrupt("segment 7 is damaged")));
+    let mut to = folder(&dir);
+    let cut = Cut::After(Timestamp::now());
+    let error = restore(&mut to, &needs(&source).await, &taken, log, &cut).await.unwrap_err();
+    assert_eq!(error.class(), Class::Corrupt, "{error}");
+    drop(to);
+    assert!(dir.join("UNFINISHED.txt").exists());
+    let error = folder(&dir).preflight(&needs(&source).await).await.unwrap_err();
+    assert_eq!(error.class().exit_code(), 6, "{error}");
 }

@@ -13,7 +13,7 @@ use std::io::ErrorKind;
 use std::path::Path;
 
 /// What the account needs on a target, each with what stands for it.
-const PRIVILEGES: [&[&str]; 19] = [
+const PRIVILEGES: [&[&str]; 21] = [
     &["SELECT"],
     &["INSERT"],
     &["UPDATE"],
@@ -30,6 +30,8 @@ const PRIVILEGES: [&[&str]; 19] = [
     &["CREATE USER"],
     &["RELOAD"],
     &["LOCK TABLES"],
+    &["REPLICATION CLIENT", "SUPER"],
+    &["REPLICATION SLAVE"],
     &["REPLICATION_SLAVE_ADMIN", "SUPER"],
     &["SYSTEM_VARIABLES_ADMIN", "SUPER"],
     &["SET_ANY_DEFINER", "SET_USER_ID"],
@@ -60,10 +62,11 @@ pub(super) async fn running(conn: &mut Conn, needs: &Needs, at: &str) -> Result<
         ))
         .hint(format!("SET PERSIST server_id = {free}")));
     }
+    // First, as the other questions need some of them.
+    check_privileges(conn, at).await?;
     check_empty(conn, at).await?;
     check_alone(conn, at).await?;
     check_settings(conn, at).await?;
-    check_privileges(conn, at).await?;
     Ok(Server { version, identity })
 }
 

@@ -16,6 +16,8 @@ use tokio::sync::watch;
 
 /// How often the target is asked how it fares.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
+/// How long a thread may be stopped without an error: somebody may start it again.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// How often progress is logged.
 const REPORT_EVERY: Duration = Duration::from_secs(10);
 
@@ -63,8 +65,15 @@ pub(super) async fn wait(
     mut served: watch::Receiver<Option<Arc<Served>>>,
 ) -> Result<Arc<Served>> {
     let mut reported = Instant::now();
+    let mut stopped: Option<Instant> = None;
     loop {
-        check_threads(conn).await?;
+        match check_threads(conn).await? {
+            None => stopped = None,
+            Some(what) if stopped.get_or_insert_with(Instant::now).elapsed() > PATIENCE => {
+                return Err(Error::unavailable(format!("the target's {what} was stopped")));
+            }
+            Some(_) => {}
+        }
         let all = served.borrow_and_update().clone();
         match all {
             Some(all) if has_executed(conn, &all.gtids).await? => return Ok(all),
@@ -96,8 +105,8 @@ async fn has_executed(conn: &mut Conn, set: &GtidSet) -> Result<bool> {
     Ok(missing == Some(0))
 }
 
-/// Whether the receiver and the applier still work.
-async fn check_threads(conn: &mut Conn) -> Result<()> {
+/// Whether the receiver and the applier still work. Gives the one that somebody stopped.
+async fn check_threads(conn: &mut Conn) -> Result<Option<&'static str>> {
     let asking = || "ask the target for its replication".to_owned();
     let row: Option<Row> = ask::first(conn, "SHOW REPLICA STATUS", asking).await?;
     let row = row.ok_or_else(|| {
@@ -115,7 +124,7 @@ async fn check_threads(conn: &mut Conn) -> Result<()> {
             continue;
         }
         if number == "0" {
-            return Err(Error::unavailable(format!("the target's {what} was stopped")));
+            return Ok(Some(what));
         }
         let worker = worker_error(conn).await?.unwrap_or_else(|| text(message));
         return Err(Error::unavailable(format!(
@@ -123,7 +132,7 @@ async fn check_threads(conn: &mut Conn) -> Result<()> {
         ))
         .hint("the target is left as it is, for a look at it; make a fresh one to try again"));
     }
-    Ok(())
+    Ok(None)
 }
 
 /// What the first worker that failed says: the coordinator only points there.

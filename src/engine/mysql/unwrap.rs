@@ -61,14 +61,15 @@ impl Unwrap {
     /// Takes a line with its line break, or its end if it was begun before.
     fn line(&mut self, line: &[u8], out: &mut BytesMut) {
         let mut line = line;
-        if self.at_start && !self.within_line {
-            if let Some((head, name)) = unwrap_head(line) {
-                out.extend_from_slice(b"CREATE DEFINER=");
-                out.extend_from_slice(head);
-                out.extend_from_slice(b" ");
-                line = name;
-                self.unwrapped = true;
+        if self.at_start
+            && !self.within_line
+            && let Some((head, name)) = unwrap_head(line)
+        {
+            for part in [b"CREATE DEFINER=", head, b" "] {
+                out.extend_from_slice(part);
             }
+            line = name;
+            self.unwrapped = true;
         }
         self.within_line = false;
         let wrapped_end = [&b" */ ;;\n"[..], b" */;;\n"];
