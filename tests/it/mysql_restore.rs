@@ -16,6 +16,7 @@ use pitr::error::{Class, Error};
 use pitr::manifest::EngineKind;
 use pitr::position::Position;
 use pitr::record::{Cut, OpenLog, Piece};
+use std::path::Path;
 use std::time::Duration;
 
 /// Loads the baseline into a fresh server and replays; gives the error that it ends with.
@@ -107,7 +108,7 @@ async fn a_baseline_holds_schemas_and_accounts_and_loads_into_a_running_server()
 }
 
 #[tokio::test]
-async fn definitions_made_by_several_statements_at_once_come_through_exactly() {
+async fn odd_definitions_and_tables_come_through_exactly() {
     let source = Mysqld::start(&[]).await;
     source
         .sql(
@@ -123,7 +124,14 @@ async fn definitions_made_by_several_statements_at_once_come_through_exactly() {
                SET NEW.s = 'c';
              CREATE FUNCTION shop.f() RETURNS INT DETERMINISTIC RETURN 2;
              CREATE PROCEDURE shop.p() SELECT 1;
-             CREATE VIEW shop.v AS SELECT shop.f() AS f; DO 0",
+             CREATE VIEW shop.v AS SELECT shop.f() AS f;
+             SET sql_generate_invisible_primary_key = ON; CREATE TABLE shop.g (a INT);
+             INSERT INTO shop.g VALUES (7), (7); SET sql_generate_invisible_primary_key = OFF;
+             CREATE TABLE shop.i (a INT, b INT INVISIBLE, c INT AS (a + b) STORED,
+               d INT AS (a * 2) VIRTUAL, KEY (d));
+             INSERT INTO shop.i (a, b) VALUES (1, 2), (3, NULL);
+             CREATE TABLE shop.m (id INT PRIMARY KEY, s TEXT, FULLTEXT (s)) ENGINE = MyISAM;
+             INSERT INTO shop.m VALUES (0, 'not of InnoDB'); DO 0",
         )
         .await;
     source.sql("CREATE EVENT shop.e3 ON SCHEDULE EVERY 1 DAY DO CALL shop.p() -- last").await;
@@ -228,7 +236,9 @@ async fn a_folder_is_restored_and_ready_to_start() {
     let source = shop(&["--partial-revokes=ON"]).await;
     source
         .sql(
-            "CREATE USER part@'%'; GRANT SELECT ON *.* TO part@'%';
+            "INSTALL PLUGIN auth_socket SONAME 'auth_socket.so';
+             CREATE USER local@localhost IDENTIFIED WITH auth_socket;
+             CREATE USER part@'%'; GRANT SELECT ON *.* TO part@'%';
              REVOKE SELECT ON shop.* FROM part@'%'",
         )
         .await;
@@ -246,6 +256,10 @@ async fn a_folder_is_restored_and_ready_to_start() {
     let names: Vec<_> =
         std::fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(names, ["data"]);
+    let left_behind = std::fs::read_dir(dir.join("data"))
+        .unwrap()
+        .any(|entry| entry.unwrap().file_name().to_string_lossy().starts_with("pitr"));
+    assert!(!left_behind);
     let server = OnFolder::start(&dir).await;
     let mut conn = Conn::new(server.opts()).await.unwrap();
     assert_same(&moment_of(&mut conn).await, then);
@@ -492,4 +506,68 @@ async fn a_folder_whose_restore_failed_says_so() {
     assert!(dir.join("UNFINISHED.txt").exists());
     let error = folder(&dir).preflight(&needs(&source).await).await.unwrap_err();
     assert_eq!(error.class().exit_code(), 6, "{error}");
+}
+
+/// A dump program that runs `before` and `after` around the real one, counting its runs.
+fn wrapped_dump(dir: &Path, before: &str, after: &str) -> String {
+    use std::os::unix::fs::PermissionsExt;
+    let path = dir.join("dump");
+    let text = format!(
+        "#!/bin/sh\ncase \"$*\" in *--version*) exec mysqldump \"$@\";; esac\n\
+         echo run >>{runs}\nn=$(wc -l <{runs})\n{before}\nmysqldump \"$@\" || exit\n{after}\n",
+        runs = dir.join("runs").display()
+    );
+    std::fs::write(&path, text).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    path.display().to_string()
+}
+
+#[tokio::test]
+async fn what_changes_beneath_a_dump_is_noticed() {
+    let source = shop(&[]).await;
+    let dir = tempfile::tempdir().unwrap();
+    let runs = || std::fs::read_to_string(dir.path().join("runs")).unwrap().lines().count();
+    let sql = |text: &str| {
+        format!("mysql --no-defaults -uroot -S{} -e \"{text}\"", source.socket().display())
+    };
+    let mut options = source_options(&source.url());
+
+    // Before the snapshot: the baseline is begun anew, without a byte handed over twice.
+    let before = format!("if [ $n = 1 ]; then {}; fi", sql("CREATE USER early"));
+    options.dump_command = Some(wrapped_dump(dir.path(), &before, ""));
+    let (_, bytes) = try_baseline(&options).await.unwrap();
+    let text = String::from_utf8(bytes).unwrap();
+    assert_eq!((runs(), text.matches("-- pitr: baseline 1 ").count()), (2, 1));
+    assert!(text.contains("`early`@`%`"));
+
+    // Each time: there is no baseline.
+    options.dump_command = Some(wrapped_dump(dir.path(), &sql("CREATE DATABASE db$n"), ""));
+    let error = try_baseline(&options).await.unwrap_err();
+    assert_eq!(error.class(), Class::Unavailable);
+
+    // While it runs: what was handed over is no baseline.
+    for change in [
+        "ALTER EVENT shop.running DISABLE",
+        "RENAME TABLE shop.t TO shop.u, shop.u TO shop.v",
+        "CREATE PROCEDURE shop.p() SELECT 1",
+    ] {
+        options.dump_command = Some(wrapped_dump(dir.path(), "", &sql(change)));
+        let error = try_baseline(&options).await.unwrap_err();
+        assert_eq!(error.class(), Class::Unavailable);
+        assert!(error.to_string().contains("while the dump ran"), "{error}");
+    }
+
+    // An end without its mark, an end with another status, and another server's position.
+    for (after, words) in [
+        ("| head -c 3000", "closing mark"),
+        ("exit 3", "exit status: 3"),
+        ("| sed 's/SOURCE_LOG_POS=[0-9]*/SOURCE_LOG_POS=99999999/'", "the server's log was"),
+    ] {
+        let path = wrapped_dump(dir.path(), "", after);
+        let text = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, text.replace(" || exit\n|", " |")).unwrap();
+        options.dump_command = Some(path);
+        let error = try_baseline(&options).await.unwrap_err();
+        assert!(error.to_string().contains(words), "{error}");
+    }
 }

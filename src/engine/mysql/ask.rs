@@ -46,6 +46,15 @@ pub(super) async fn run(
     conn.query_drop(sql.as_ref()).await.unavailable(doing)
 }
 
+/// Lets the server keep this connection while it waits for other work, such as a dump of hours.
+///
+/// # Errors
+/// As [`run`].
+pub(super) async fn keep_open(conn: &mut Conn) -> Result<()> {
+    // A year, the server's own limit.
+    run(conn, "SET SESSION wait_timeout = 31536000", || "set wait_timeout".into()).await
+}
+
 /// Whether the server said that it does not know the statement.
 pub(super) fn is_syntax_error<T>(answer: &Result<T>) -> bool {
     server_code(answer) == Some(1064)

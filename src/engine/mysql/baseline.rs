@@ -87,6 +87,7 @@ pub(super) async fn take(
     out: mpsc::Sender<Bytes>,
 ) -> Result<BaselineTaken> {
     let mut conn = sql::connect(&options.endpoint).await?;
+    ask::keep_open(&mut conn).await?;
     check_privileges(&mut conn).await?;
     let (facts, server) = facts(&mut conn).await?;
     let program = options.dump_command.as_deref().unwrap_or("mysqldump");

@@ -29,6 +29,8 @@ const SOCKET_PATH_BYTES: usize = 107;
 const START: Duration = Duration::from_mins(3);
 /// How long a clean shutdown may take: everything in the buffer pool is written.
 const SHUTDOWN: Duration = Duration::from_hours(1);
+/// How far the receiver may be ahead of the applier, in bytes on the disk.
+const RELAY_BYTES: u64 = 4 << 30;
 /// Lines of the server's error log that go into an error.
 const LOG_LINES: usize = 12;
 /// Largest packet of the protocol: the server's own upper limit, in bytes.
@@ -39,6 +41,8 @@ pub(super) const LARGEST_PACKET: u64 = 1 << 30;
 pub(super) struct Setup {
     /// Where the data directory is made; must not exist.
     pub(super) data: PathBuf,
+    /// Where the log is kept until it is applied; must exist, and is to be removed afterwards.
+    pub(super) relay: PathBuf,
     /// `lower_case_table_names` of the source.
     pub(super) lower_case_table_names: u8,
     /// `innodb_page_size` of the source, in bytes.
@@ -217,10 +221,15 @@ fn command(setup: &Setup, runtime: &PrivateDir) -> Command {
         .args(["--skip-log-bin", "--log-replica-updates=OFF", "--skip-replica-start"])
         .args(["--gtid-mode=ON", "--enforce-gtid-consistency=ON"])
         .args(["--innodb-doublewrite=OFF", "--innodb-flush-log-at-trx-commit=0"])
-        .args(["--relay-log=pitr-relay", "--local-infile=OFF", "--log-error-verbosity=2"])
+        .arg(with_path("--relay-log=", &setup.relay.join("relay")))
+        .arg(format!("--relay-log-space-limit={RELAY_BYTES}"))
+        .args(["--local-infile=OFF", "--log-error-verbosity=2"])
         .arg(format!("--max-allowed-packet={LARGEST_PACKET}"))
         .arg(format!("--innodb-buffer-pool-size={}", buffer_pool_bytes()))
         .arg(format!("--server-id={}", setup.server_id));
+    // Ways to log in that accounts of the source may have and that servers do not load by
+    // themselves: without them, such an account cannot be created.
+    command.args(["--loose-mysql-native-password=ON", "--plugin-load-add=auth_socket.so"]);
     if setup.partial_revokes {
         command.arg("--partial-revokes=ON");
     }

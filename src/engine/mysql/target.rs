@@ -30,6 +30,8 @@ use tokio::sync::mpsc;
 const UNFINISHED: &str = "UNFINISHED.txt";
 /// The data directory within a folder.
 const DATA: &str = "data";
+/// Within a folder, where the log waits to be applied.
+const RELAY: &str = "relay";
 
 /// A MySQL server on its way to an earlier state.
 #[derive(Debug)]
@@ -93,6 +95,7 @@ impl MysqlTarget {
                 return Err(Error::bug("the scratch server is used before it is started"));
             }
         };
+        ask::keep_open(&mut conn).await?;
         for setting in ["autocommit = 1", "sql_log_bin = 0", "sql_mode = ''"] {
             ask::run(&mut conn, format!("SET SESSION {setting}"), || format!("set {setting}"))
                 .await?;
@@ -113,6 +116,7 @@ impl MysqlTarget {
             Place::Folder { dir, .. } => preflight::folder(dir, needs).await,
             Place::Running(endpoint) => {
                 let mut conn = sql::connect(endpoint).await?;
+                ask::keep_open(&mut conn).await?;
                 ask::run(&mut conn, "SET SESSION autocommit = 1", || "set autocommit".into())
                     .await?;
                 let server = preflight::running(&mut conn, needs, &at).await?;
@@ -285,6 +289,9 @@ impl MysqlTarget {
             Place::Folder { dir, server } => {
                 let server = server.take().ok_or_else(|| Error::bug("no scratch server"))?;
                 server.shutdown().await?;
+                let relay = dir.join(RELAY);
+                std::fs::remove_dir_all(&relay)
+                    .unavailable(|| format!("remove {}", relay.display()))?;
                 durable::sync_dir(&dir.join(DATA))?;
                 durable::remove(&dir.join(UNFINISHED))?;
                 said.push_str(", shut down in order; start it with mysqld --datadir=");
@@ -307,15 +314,19 @@ impl MysqlTarget {
                 durable::create_dir_all(dir)?;
                 let note = "This restore has not come to its end: the data here is not usable.\n";
                 durable::replace(&dir.join(UNFINISHED), note.as_bytes())?;
+                durable::create_dir_all(&dir.join(RELAY))?;
                 let setup = Setup {
                     data: dir.join(DATA),
+                    relay: dir.join(RELAY),
                     lower_case_table_names: facts.lower_case_table_names,
                     page_bytes: facts.page_bytes,
                     partial_revokes: facts.partial_revokes,
                     server_id: preflight::free_server_id(&self.needs.origins),
                 };
                 let started = server.insert(ScratchServer::start(&setup).await?);
-                self.session = Some(started.connect().await?);
+                let mut conn = started.connect().await?;
+                ask::keep_open(&mut conn).await?;
+                self.session = Some(conn);
             }
             Place::Running(endpoint) => {
                 let at = endpoint.to_string();
