@@ -6,7 +6,8 @@
 //!
 //! An object that cannot be read as what its name says is named in [`Report::damaged`] and gets
 //! no row. It is not forgotten by that: a segment that is missing from its timeline is a gap, and
-//! a restore over it is refused. Bytes of blocks are not read here; `pitr verify` does that.
+//! a restore over it is refused. Bytes of blocks are not read here; a restore checks those that
+//! it needs.
 //!
 //! **Invariant:** the rebuilt catalog has the same rows as one that grew with the archive.
 

@@ -245,7 +245,7 @@ impl<'a> Dump<'a> {
         }
         if track.offset > at || track.is_open() {
             return Err(Error::usage(format!("{cut} lies within a transaction, or an event"))
-                .hint("`pitr log` names the places between transactions"));
+                .hint("restore to an instant instead: it is cut between transactions"));
         }
         Ok(Step::Cut(None))
     }
@@ -333,7 +333,7 @@ impl<'a> Dump<'a> {
                 Error::refused(format!(
                     "the source wrote no commit time for {gtid}: give a place, not a time"
                 ))
-                .hint("use --to-position; servers before MySQL 8.0 do not write commit times")
+                .hint("servers before MySQL 8.0.2 do not write commit times; upgrade the source")
             })?;
             if at > until {
                 return Ok(Step::Cut(landing(Some(*event))));

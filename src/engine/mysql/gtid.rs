@@ -272,28 +272,6 @@ impl GtidSet {
         }
     }
 
-    /// Appends the binary form: the plain one unless the set has tags.
-    pub(crate) fn encode(&self, to: &mut Vec<u8>) {
-        let tagged = self.origins.iter().any(|(origin, _)| !origin.tag.is_empty());
-        let n = self.origins.len() as u64;
-        // The tagged form has its version (1) in both the lowest and the highest byte.
-        let count = if tagged { 1 << 56 | n << 8 | 1 } else { n };
-        to.extend_from_slice(&count.to_le_bytes());
-        for (origin, numbers) in &self.origins {
-            to.extend_from_slice(&origin.uuid);
-            if tagged {
-                // A variable-length number of one byte: no tag is longer than 63 bytes.
-                to.push(origin.tag.len << 1);
-                to.extend_from_slice(origin.tag.as_bytes());
-            }
-            to.extend_from_slice(&(numbers.0.len() as u64).to_le_bytes());
-            for interval in &numbers.0 {
-                to.extend_from_slice(&interval.start.to_le_bytes());
-                to.extend_from_slice(&interval.end.to_le_bytes());
-            }
-        }
-    }
-
     /// Reads the binary form, plain or tagged, which must fill `bytes`.
     ///
     /// # Errors
@@ -439,6 +417,30 @@ mod tests {
 
     const A: &str = "3e11fa47-71ca-11e1-9e33-c80aa9429562";
     const B: &str = "99e5655d-e67c-11f1-bcea-02fc00000001";
+
+    impl GtidSet {
+        /// Appends the binary form: the plain one unless the set has tags.
+        pub(crate) fn encode(&self, to: &mut Vec<u8>) {
+            let tagged = self.origins.iter().any(|(origin, _)| !origin.tag.is_empty());
+            let n = self.origins.len() as u64;
+            // The tagged form has its version (1) in both the lowest and the highest byte.
+            let count = if tagged { 1 << 56 | n << 8 | 1 } else { n };
+            to.extend_from_slice(&count.to_le_bytes());
+            for (origin, numbers) in &self.origins {
+                to.extend_from_slice(&origin.uuid);
+                if tagged {
+                    // A variable-length number of one byte: no tag is longer than 63 bytes.
+                    to.push(origin.tag.len << 1);
+                    to.extend_from_slice(origin.tag.as_bytes());
+                }
+                to.extend_from_slice(&(numbers.0.len() as u64).to_le_bytes());
+                for interval in &numbers.0 {
+                    to.extend_from_slice(&interval.start.to_le_bytes());
+                    to.extend_from_slice(&interval.end.to_le_bytes());
+                }
+            }
+        }
+    }
 
     fn set(text: &str) -> GtidSet {
         text.parse().unwrap()
