@@ -220,6 +220,15 @@ impl Archive {
             next = page.last().map(|last| last.header.number + 1).filter(|_| !is_end);
             segments.extend(page);
         }
+        // The catalog knows no open segments: one of them may hold the place.
+        let holding = open.iter().rfind(|segment| {
+            let header = &segment.header;
+            let is_behind = header.start.log == place.log && header.start.offset <= place.offset;
+            header.timeline == timeline && is_behind
+        });
+        if let Some(holding) = holding {
+            segments.retain(|segment| segment.header.number >= holding.header.number);
+        }
         for segment in open {
             let header = &segment.header;
             let next = segments.last().map(|last| last.header.number + 1);

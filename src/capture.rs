@@ -481,9 +481,12 @@ impl Capture {
         let name = names::open_segment(&self.label.source, self.timeline, self.next_number);
         let path = self.archive.store().path(&name)?;
         durable::create_dir_all(&self.folder(self.timeline)?)?;
-        let file = PatientFile::create(&path, Arc::clone(&self.shared))?;
+        // The name appears with a header that is durable: a bad one is damage, never a torn write.
+        let temporary = path.with_extension("tmp");
+        let file = PatientFile::create(&temporary, Arc::clone(&self.shared))?;
         let writer = Writer::create(file, &header, self.label.level)?;
-        durable::sync_dir(&self.folder(self.timeline)?)?;
+        writer.get_ref().sync()?;
+        durable::publish(&temporary, &path)?;
         Ok(Open {
             writer,
             opened_at,
@@ -789,3 +792,6 @@ fn wait_for_space(path: &Path, shared: &Shared) {
     }
     std::thread::sleep(FULL_DISK_RETRY);
 }
+
+#[cfg(test)]
+mod tests;
