@@ -5,7 +5,7 @@
 
 use crate::archive::Archive;
 use crate::clock::{self, Target, Timestamp, Tz, in_zone};
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::daemon;
 use crate::engine::{Endpoint, Secret};
 use crate::error::{Class, Context, Error, Result};
@@ -22,6 +22,9 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 use tracing_subscriber::EnvFilter;
+
+/// How long what still works in the background is waited for when a restore has ended.
+const STOP: Duration = Duration::from_secs(1);
 
 /// How often progress is written to a log; a terminal is redrawn more often.
 const PROGRESS_LINE_EVERY: Duration = Duration::from_secs(10);
@@ -62,7 +65,7 @@ enum Command {
     Init,
     /// Capture every source, until stopped (Ctrl-C and SIGTERM seal and stop)
     Run,
-    /// Take a baseline now, through the running daemon
+    /// Take a baseline now, through the running daemon, or alone when none runs
     Baseline {
         /// Only this source (repeatable); without it, all
         #[arg(long, value_name = "NAME")]
@@ -128,7 +131,19 @@ struct RestoreArgs {
 
 /// Parses the command line, runs the command, and reports.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) if error.use_stderr() && std::env::args_os().any(|arg| arg == "--json") => {
+            let error = mistyped(&error);
+            report_error(&error, true);
+            return ExitCode::from(error.class().exit_code());
+        }
+        Err(error) => {
+            // There is nowhere left to complain to.
+            drop(error.print());
+            return ExitCode::from(if error.use_stderr() { Class::Usage.exit_code() } else { 0 });
+        }
+    };
     start_logging(cli.verbose, matches!(cli.command, Command::Run));
     let json = cli.json;
     match run(cli) {
@@ -138,6 +153,19 @@ pub fn main() -> ExitCode {
             ExitCode::from(error.class().exit_code())
         }
     }
+}
+
+/// What the parser says for people, as an error of one line with its hint.
+fn mistyped(error: &clap::Error) -> Error {
+    let text = error.to_string();
+    let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    let first = lines.next().unwrap_or_default();
+    // What is missing stands in the lines behind it.
+    let more = lines.take_while(|line| !line.starts_with("Usage:") && !line.starts_with("tip:"));
+    let message: Vec<&str> = std::iter::once(first).chain(more).collect();
+    let message = message.join(" ");
+    Error::usage(message.strip_prefix("error: ").unwrap_or(&message))
+        .hint("`pitr help` shows the commands, and --help after a command its options")
 }
 
 fn run(cli: Cli) -> Result<()> {
@@ -164,7 +192,7 @@ fn run(cli: Cli) -> Result<()> {
     match cli.command {
         Command::Init => init(&config, cli.json),
         Command::Run => runtime()?.block_on(daemon::run(config, until_stopped())),
-        Command::Baseline { source } => take_baselines(&config, &source, cli.json),
+        Command::Baseline { source } => take_baselines(config, &source, cli.json),
         Command::Windows => {
             let report = windows::windows(&config)?;
             show(&report, cli.json, || report.text(config.zone))
@@ -192,20 +220,26 @@ struct InitReport {
     dir: String,
 }
 
-fn take_baselines(config: &Config, names: &[String], json: bool) -> Result<()> {
+fn take_baselines(config: Config, names: &[String], json: bool) -> Result<()> {
     let mut taken = Vec::new();
-    for source in chosen(config, names)? {
-        let meta = match daemon::ask_baseline(&config.archive, &source.name) {
-            Some(meta) => meta?,
-            None => {
-                return Err(Error::unavailable(format!(
-                    "no daemon runs on {}: a baseline needs the stream beside it",
-                    config.archive.display()
-                ))
-                .hint("start `pitr run`; it takes a first baseline by itself"));
+    let zone = config.zone;
+    let sources = chosen(&config, names)?;
+    for source in &sources {
+        match daemon::ask_baseline(&config.archive, &source.name) {
+            Some(meta) => taken.push(meta?),
+            None if taken.is_empty() => {
+                let alone = Config { sources, ..config };
+                let runtime = runtime()?;
+                taken = runtime.block_on(daemon::take_baselines(alone, until_stopped()))?;
+                break;
             }
-        };
-        taken.push(meta);
+            None => {
+                return Err(Error::unavailable(
+                    "the daemon stopped before all baselines were taken",
+                )
+                .hint("run `pitr baseline` again; it works without a daemon as well"));
+            }
+        }
     }
     let report = BaselineReport { schema: "pitr.baseline/1", baselines: taken };
     show(&report, json, || {
@@ -214,7 +248,7 @@ fn take_baselines(config: &Config, names: &[String], json: bool) -> Result<()> {
                 "{}: {} at {}, {} bytes stored\n",
                 meta.source,
                 meta.name,
-                in_zone(meta.at, config.zone),
+                in_zone(meta.at, zone),
                 meta.bytes_stored
             )
         };
@@ -250,10 +284,7 @@ fn reindex(config: &Config, json: bool) -> Result<()> {
 
 fn restore(config: &Config, args: &RestoreArgs, json: bool) -> Result<()> {
     let zone = match &args.tz {
-        Some(name) => name.parse().map_err(|_| {
-            Error::usage(format!("no time zone is named {name:?}"))
-                .hint("use an IANA name, such as --tz Europe/Berlin")
-        })?,
+        Some(name) => config::parse_zone(name)?,
         None => config.zone,
     };
     let now = Timestamp::now();
@@ -293,7 +324,8 @@ fn restore(config: &Config, args: &RestoreArgs, json: bool) -> Result<()> {
         plan.report()
     } else {
         let progress = Arc::new(Progress::default());
-        runtime()?.block_on(async {
+        let runtime = runtime()?;
+        let restored = runtime.block_on(async {
             tokio::select! {
                 report = plan.run(&progress) => report,
                 () = until_stopped() => {
@@ -302,7 +334,10 @@ fn restore(config: &Config, args: &RestoreArgs, json: bool) -> Result<()> {
                 }
                 () = show_progress(Arc::clone(&progress)) => Err(Error::bug("progress ended")),
             }
-        })?
+        });
+        // What still reads the archive after an interruption is not waited for.
+        runtime.shutdown_timeout(STOP);
+        restored?
     };
     show(&report, json, || report_text(&report, zone))
 }

@@ -119,7 +119,10 @@ impl Config {
             },
         };
         let text = std::fs::read_to_string(&path)
-            .class(Class::Usage, || format!("read {}", path.display()))?;
+            .class(Class::Usage, || format!("read {}", path.display()))
+            .map_err(|error| {
+                error.hint("name another file with `-c FILE`; README.md shows a minimal one")
+            })?;
         Self::parse(&text, &path).map_err(|error| error.context(path.display()))
     }
 
@@ -249,7 +252,11 @@ fn check_name(name: &str) -> Result<()> {
         .hint("use letters, digits, `-`, `_` and `.`, at most 64 of them"))
 }
 
-fn parse_zone(name: &str) -> Result<Tz> {
+/// The time zone of that name.
+///
+/// # Errors
+/// Usage, naming the nearest one.
+pub fn parse_zone(name: &str) -> Result<Tz> {
     name.parse().map_err(|_| {
         let names: Vec<&str> = chrono_tz::TZ_VARIANTS.iter().map(|zone| zone.name()).collect();
         let error = Error::usage(format!("no time zone is named {name:?}"));

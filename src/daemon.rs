@@ -42,6 +42,9 @@ const STEADY: Duration = Duration::from_secs(30);
 /// A source that has not streamed for so long is called down.
 const DOWN_AFTER: Duration = Duration::from_secs(30);
 
+/// How long a command that needs a stream tries to get one.
+const GIVE_UP_AFTER: Duration = Duration::from_secs(5);
+
 /// Pause after a baseline that failed.
 const BASELINE_RETRY: Duration = Duration::from_secs(30);
 
@@ -116,11 +119,14 @@ struct Station {
     trouble: Mutex<Trouble>,
     durable: watch::Sender<Option<Position>>,
     baselines: mpsc::Sender<oneshot::Sender<Result<BaselineMeta>>>,
+    /// Whether baselines are taken without being asked for.
+    automatic: bool,
 }
 
 #[derive(Debug, Default)]
 struct Trouble {
     error: Option<String>,
+    hint: Option<String>,
     since: Option<Instant>,
 }
 
@@ -145,14 +151,46 @@ impl Station {
     }
 
     fn failed(&self, error: &Error) {
-        tracing::warn!(source = %self.options.name, "{error}");
-        if let Some(hint) = error.hint_text() {
-            tracing::warn!(source = %self.options.name, "hint: {hint}");
+        if self.automatic {
+            tracing::warn!(source = %self.options.name, "{error}");
+            if let Some(hint) = error.hint_text() {
+                tracing::warn!(source = %self.options.name, "hint: {hint}");
+            }
+        } else {
+            // The command that waits for the stream ends with it.
+            tracing::debug!(source = %self.options.name, "{error}");
         }
         if let Ok(mut trouble) = self.trouble.lock() {
             trouble.error = Some(error.to_string());
+            trouble.hint = error.hint_text().map(str::to_owned);
             trouble.since.get_or_insert_with(Instant::now);
         }
+    }
+
+    /// Completes when the source streams; gives up when it has been in trouble for a while.
+    async fn until_streaming(&self) -> Result<()> {
+        while !self.shared.is_streaming() {
+            if let Ok(trouble) = self.trouble.lock()
+                && let Some(message) = &trouble.error
+                && trouble.since.is_some_and(|since| since.elapsed() > GIVE_UP_AFTER)
+            {
+                let error = Error::unavailable(format!("{}: {message}", self.options.name));
+                return Err(match &trouble.hint {
+                    Some(hint) => error.hint(hint),
+                    None => error,
+                });
+            }
+            tokio::time::sleep(BASELINE_LOOK).await;
+        }
+        Ok(())
+    }
+
+    /// Has a baseline taken; returns when it is stored.
+    async fn take_baseline(&self) -> Result<BaselineMeta> {
+        let (send, receive) = oneshot::channel();
+        let stopping = || Error::unavailable("the daemon is stopping");
+        self.baselines.send(send).await.map_err(|_| stopping())?;
+        receive.await.map_err(|_| stopping())?
     }
 
     fn recovered(&self) {
@@ -167,6 +205,44 @@ impl Station {
 /// # Errors
 /// Busy, if another pitr holds the archive; usage, if there is none.
 pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<()> {
+    let working = async |stations: Vec<Arc<Station>>| {
+        tracing::info!("capturing {} sources", stations.len());
+        stop.await;
+        tracing::info!("stopping: sealing what is open");
+        Ok(())
+    };
+    run_while(config, true, working).await
+}
+
+/// Takes a baseline of every source of `config` where no daemon runs: captures for as long as
+/// that takes, then seals what is open, and returns.
+///
+/// # Errors
+/// Busy, if another pitr holds the archive; unavailable, if a source cannot be reached;
+/// interrupted, if `stop` completes first.
+pub async fn take_baselines(
+    config: Config,
+    stop: impl Future<Output = ()>,
+) -> Result<Vec<BaselineMeta>> {
+    let working = async |stations: Vec<Arc<Station>>| {
+        let taking = stations.iter().map(|station| async {
+            station.until_streaming().await?;
+            station.take_baseline().await
+        });
+        tokio::select! {
+            taken = futures_util::future::try_join_all(taking) => taken,
+            () = stop => Err(Error::new(Class::Interrupted, "no baseline was taken")),
+        }
+    };
+    run_while(config, false, working).await
+}
+
+/// Captures while `working` works. Baselines that are due are taken only if `automatic`.
+async fn run_while<T>(
+    config: Config,
+    automatic: bool,
+    working: impl AsyncFnOnce(Vec<Arc<Station>>) -> Result<T>,
+) -> Result<T> {
     let root = config.archive.clone();
     let archive = Archive::open_read_only(&root)?;
     let _lock = Lock::acquire(&root.join(names::LOCK))?;
@@ -187,25 +263,24 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<()> {
             trouble: Mutex::default(),
             durable: watch::channel(None).0,
             baselines: asks,
+            automatic,
         });
         stations.push(Arc::clone(&station));
         tasks.spawn(supervise(Arc::clone(&station), config.clone(), stopped.clone()));
         tasks.spawn(keep_baselines(station, config.clone(), asked, stopped.clone()));
     }
     tasks.spawn(serve(listener, stations.clone(), stopped));
-    tracing::info!("capturing {} sources into {}", stations.len(), root.display());
-    stop.await;
-    tracing::info!("stopping: sealing what is open");
+    let result = working(stations.clone()).await;
     stopping.send_replace(true);
     for station in &stations {
         station.shared.stop.store(true, Ordering::Release);
     }
-    let mut result = Ok(());
+    let mut sealed = Ok(());
     while let Some(ended) = tasks.join_next().await {
         let ended = ended.class(Class::Bug, || "a task of the daemon".into()).and_then(|r| r);
         if let Err(error) = ended {
             tracing::error!("{error}");
-            result = Err(error);
+            sealed = Err(error);
         }
     }
     match std::fs::remove_file(root.join(names::SOCKET)) {
@@ -214,7 +289,8 @@ pub async fn run(config: Config, stop: impl Future<Output = ()>) -> Result<()> {
         }
         _ => {}
     }
-    result
+    let done = result?;
+    sealed.map(|()| done)
 }
 
 /// Streams one source for as long as the daemon runs.
@@ -326,18 +402,17 @@ async fn until_set(stopped: &mut watch::Receiver<bool>) {
     drop(stopped.wait_for(|stopped| *stopped).await);
 }
 
-/// Takes the first baseline of each timeline at once, then one a day, and those asked for.
+/// Takes the first baseline of each timeline at once, then one a day (one that was due while no
+/// daemon ran is taken as soon as it does), and those asked for.
 async fn keep_baselines(
     station: Arc<Station>,
     config: Config,
     mut asked: mpsc::Receiver<oneshot::Sender<Result<BaselineMeta>>>,
     mut stopped: watch::Receiver<bool>,
 ) -> Result<()> {
-    let next_daily =
-        || schedule::next_daily(Timestamp::now(), config.baseline_at, config.baseline_zone);
-    let mut due = next_daily();
     let mut not_before = Instant::now();
-    let mut covered = 0;
+    // The timeline for which a baseline was looked for, and when its newest one was begun.
+    let mut newest: (u32, Option<Timestamp>) = (0, None);
     loop {
         let ask = tokio::select! {
             ask = asked.recv() => ask,
@@ -345,12 +420,14 @@ async fn keep_baselines(
             () = until_set(&mut stopped) => return Ok(()),
         };
         let timeline = station.shared.timeline();
-        let ready = station.shared.is_streaming() && Instant::now() >= not_before;
-        if ready && timeline > covered && has_baseline(&station, &config, timeline).await? {
-            covered = timeline;
+        let ready =
+            station.automatic && station.shared.is_streaming() && Instant::now() >= not_before;
+        if ready && timeline != newest.0 {
+            newest = (timeline, newest_baseline(&station, &config, timeline).await?);
         }
-        let is_due = ready && (timeline > covered || Timestamp::now() >= due);
-        if ask.is_none() && !is_due {
+        let (at, zone) = (config.baseline_at, config.baseline_zone);
+        let is_due = || schedule::is_baseline_due(newest.1, Timestamp::now(), at, zone);
+        if ask.is_none() && !(ready && is_due()) {
             continue;
         }
         let taking = baseline::take(
@@ -366,13 +443,15 @@ async fn keep_baselines(
         match &taken {
             Ok(meta) => {
                 tracing::info!(source = %station.options.name, "baseline {} at {}", meta.name, meta.at);
-                covered = covered.max(meta.timeline);
-                due = next_daily();
+                newest = (meta.timeline, Some(meta.begun_at));
             }
             Err(error) => {
-                tracing::error!(source = %station.options.name, "{error}");
-                if let Some(hint) = error.hint_text() {
-                    tracing::error!(source = %station.options.name, "hint: {hint}");
+                // Whoever asked is told anyway.
+                if station.automatic {
+                    tracing::error!(source = %station.options.name, "{error}");
+                    if let Some(hint) = error.hint_text() {
+                        tracing::error!(source = %station.options.name, "hint: {hint}");
+                    }
                 }
                 not_before = Instant::now() + BASELINE_RETRY;
             }
@@ -384,17 +463,23 @@ async fn keep_baselines(
     }
 }
 
-async fn has_baseline(station: &Arc<Station>, config: &Config, timeline: u32) -> Result<bool> {
+/// When the newest baseline of a timeline was begun.
+async fn newest_baseline(
+    station: &Arc<Station>,
+    config: &Config,
+    timeline: u32,
+) -> Result<Option<Timestamp>> {
     let (root, source) = (config.archive.clone(), station.options.name.clone());
     let found = blocking(move || {
         let baselines = Archive::open_read_only(&root)?.catalog().baselines(&source)?;
-        Ok(baselines.iter().any(|baseline| baseline.timeline == timeline))
+        let of_timeline = baselines.iter().filter(|baseline| baseline.timeline == timeline);
+        Ok(of_timeline.map(|baseline| baseline.begun_at).max())
     })
     .await;
     found.or_else(|error| {
         // Taking one more baseline is the safe answer; a lasting fault shows up there.
         tracing::warn!(source = %station.options.name, "look for a baseline: {error}");
-        Ok(false)
+        Ok(None)
     })
 }
 
@@ -489,11 +574,7 @@ async fn carry_out(request: Request, stations: &[Arc<Station>]) -> Result<Reply>
                 return Err(Error::unavailable(format!("{source} is not streaming"))
                     .hint("`pitr windows` shows why"));
             }
-            let (send, receive) = oneshot::channel();
-            let stopping = || Error::unavailable("the daemon is stopping");
-            station.baselines.send(send).await.map_err(|_| stopping())?;
-            let meta = receive.await.map_err(|_| stopping())??;
-            Ok(Reply::Baseline(Box::new(meta)))
+            Ok(Reply::Baseline(Box::new(station.take_baseline().await?)))
         }
         Request::Cover { at, sources, wait_ms } => {
             let wanted: Vec<&Arc<Station>> =
@@ -559,10 +640,16 @@ fn ask(root: &Path, request: &Request) -> Result<Reply> {
     }
     match serde_json::from_str(&line).class(Class::Bug, || "understand the daemon".into())? {
         Reply::Failed { exit, message, hint } => {
-            let class = [Class::Usage, Class::Unavailable, Class::Corrupt, Class::Refused]
-                .into_iter()
-                .find(|class| class.exit_code() == exit)
-                .unwrap_or(Class::Bug);
+            let classes = [
+                Class::Finding,
+                Class::Usage,
+                Class::Unavailable,
+                Class::Gap,
+                Class::Corrupt,
+                Class::Refused,
+            ];
+            let class = classes.into_iter().find(|class| class.exit_code() == exit);
+            let class = class.unwrap_or(Class::Bug);
             let error = Error::new(class, message);
             Err(match hint {
                 Some(hint) => error.hint(hint),

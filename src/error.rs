@@ -170,17 +170,22 @@ impl Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.inner.message)?;
+        let mut text = self.inner.message.clone();
         let mut cause = std::error::Error::source(self);
         while let Some(error) = cause {
-            write!(f, ": {error}")?;
+            let next = error.to_string();
+            // Some libraries print their causes themselves.
+            if !text.ends_with(&next) {
+                text.push_str(": ");
+                text.push_str(&next);
+            }
             // An `Error` below prints its own causes.
             if error.downcast_ref::<Self>().is_some() {
                 break;
             }
             cause = error.source();
         }
-        Ok(())
+        f.write_str(&text)
     }
 }
 
@@ -239,6 +244,9 @@ mod tests {
         let error = error.context("capture shop-mysql");
         assert_eq!(error.to_string(), "capture shop-mysql: sync segment 7: disk on fire");
         assert_eq!(error.class().exit_code(), 3);
+        let printed =
+            Error::bug("read: disk on fire").source(std::io::Error::other("disk on fire"));
+        assert_eq!(printed.to_string(), "read: disk on fire");
         let outer = Error::bug("outer").source(error);
         assert_eq!(outer.to_string(), "outer: capture shop-mysql: sync segment 7: disk on fire");
     }

@@ -150,8 +150,8 @@ pub struct SourceReport {
     pub baseline: BaselineReport,
     /// How many segments are replayed.
     pub segments: u64,
-    /// Their digests, in order; empty for one that is still open.
-    pub digests: Vec<String>,
+    /// Their digests, in order; none for one that is still open.
+    pub digests: Vec<Option<String>>,
     /// Where the replay stops, as far as it is known beforehand.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cut: Option<String>,
@@ -436,7 +436,11 @@ impl Job {
                 digest: self.baseline.digest.clone(),
             },
             segments: self.segments.len() as u64,
-            digests: self.segments.iter().map(|segment| segment.digest.clone()).collect(),
+            digests: self
+                .segments
+                .iter()
+                .map(|segment| segment.sealed.then(|| segment.digest.clone()))
+                .collect(),
             cut: match &self.cut {
                 Cut::At(position) => Some(position.to_string()),
                 Cut::After(_) => None,

@@ -24,6 +24,12 @@ pub fn next_daily(now: Timestamp, at: NaiveTime, zone: Tz) -> Timestamp {
     now.after(std::time::Duration::from_hours(24))
 }
 
+/// Whether a baseline has to be taken now: there is none yet, or the daily time `at` (civil time
+/// in `zone`) has come since the newest one was begun.
+pub fn is_baseline_due(newest: Option<Timestamp>, now: Timestamp, at: NaiveTime, zone: Tz) -> bool {
+    newest.is_none_or(|begun| now >= next_daily(begun, at, zone))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -50,5 +56,18 @@ mod tests {
         let at = NaiveTime::from_hms_opt(2, 30, 0).unwrap();
         let next = next_daily(Timestamp::parse(now).unwrap(), at, Tz::Europe__Paris);
         assert_eq!(next.to_string(), due);
+    }
+
+    #[rstest]
+    #[case::the_first(None, "2024-05-01T12:00:00Z", true)]
+    #[case::before_the_hour(Some("2024-04-30T01:00:05Z"), "2024-05-01T00:59:59Z", false)]
+    #[case::at_the_hour(Some("2024-04-30T01:00:05Z"), "2024-05-01T01:00:00Z", true)]
+    #[case::taken_today(Some("2024-05-01T01:00:00Z"), "2024-05-01T23:00:00Z", false)]
+    #[case::missed_while_no_daemon_ran(Some("2024-04-28T01:00:05Z"), "2024-05-01T12:00:00Z", true)]
+    fn one_baseline_a_day(#[case] newest: Option<&str>, #[case] now: &str, #[case] due: bool) {
+        let at = NaiveTime::from_hms_opt(3, 0, 0).unwrap();
+        let newest = newest.map(|text| Timestamp::parse(text).unwrap());
+        let now = Timestamp::parse(now).unwrap();
+        assert_eq!(is_baseline_due(newest, now, at, Tz::Europe__Paris), due);
     }
 }

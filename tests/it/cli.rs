@@ -78,6 +78,8 @@ async fn what_is_typed_wrong_is_named_with_what_helps() {
             &["restore", "--to", "latest", "--target", "shop-mysql"],
             &["restore", "--to", "latest", "--target", "shop-mysql=redis://127.0.0.1:9"],
             &["windows", "-c", "no-such.toml"],
+            &["--json", "restore"],
+            &["--json", "windws"],
         ],
     )
     .await;
@@ -127,7 +129,7 @@ async fn commands_in_the_wrong_order_say_which_comes_first() {
             &["init"],
             &["init"],
             &["windows"],
-            &["baseline"],
+            &["baseline", "--source", "shop-redis"],
             &["restore", "--to", "latest"],
             &["restore", "--to", "2024-05-01T03:00:00Z"],
             &["--json", "restore", "--to", "2024-05-01T03:00:00Z"],

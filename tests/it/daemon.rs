@@ -61,7 +61,16 @@ async fn sigterm_seals_and_stops_within_five_seconds() {
     let report = pitr.run(&["windows", "--json"]).await.ok().json();
     assert_eq!(report["sources"][0]["state"], "stopped");
     assert_eq!(report["sources"][0]["baselines"].as_array().unwrap().len(), 2);
-    pitr.run(&["baseline"]).await.exits(3);
+
+    // Alone, a baseline takes the stream up where the daemon left it.
+    let alone = pitr.run(&["baseline", "--json"]).await.ok().json();
+    assert_eq!(alone["baselines"].as_array().unwrap().len(), 2);
+    assert_eq!(find(&pitr.archive(), "open"), [""; 0], "everything is sealed again");
+    let report = pitr.run(&["windows", "--json"]).await.ok().json();
+    for (source, baselines) in [(0, 3), (1, 2)] {
+        assert_eq!(report["sources"][source]["baselines"].as_array().unwrap().len(), baselines);
+        assert_eq!(report["sources"][source]["gaps"].as_array().unwrap().len(), 0, "{report:#}");
+    }
 
     // What `zstd` makes of the segments is what the server has on disk.
     let mut bytes = Vec::new();

@@ -146,6 +146,9 @@ async fn five_instants_come_back_with_everything_that_was_there() {
         assert_eq!(noted.accounts.diff(&accounts), [""; 0], "phase {phase}");
         assert_eq!(target.gtid_executed().await, noted.gtids, "phase {phase}");
         assert_eq!(report["sources"][0]["check"], "passed");
+        if phase == 2 {
+            is_a_server_of_its_own(&target).await;
+        }
     }
     // A folder holds the same, ready to start.
     let into = pitr.dir().join("restored");
@@ -153,10 +156,29 @@ async fn five_instants_come_back_with_everything_that_was_there() {
     restore(&pitr, noted[2].at, &["--into", into]).await.ok();
     let target = Mysqld::start_on(&pitr.dir().join("restored/shop-mysql/data"), &[]).await;
     let keys = RedisServer::start_on(&pitr.dir().join("restored/shop-redis")).await;
-    let (content, _, redis) = digests(&target, &keys).await;
+    let (content, accounts, redis) = digests(&target, &keys).await;
     assert_eq!(noted[2].mysql.diff(&content), [""; 0]);
+    assert_eq!(noted[2].accounts.diff(&accounts), [""; 0]);
     assert_eq!(noted[2].redis.diff(&redis), [""; 0]);
     assert_eq!(target.gtid_executed().await, noted[2].gtids);
+    is_a_server_of_its_own(&target).await;
+}
+
+/// No replica any more, and with a binary log that new transactions go into.
+async fn is_a_server_of_its_own(server: &Mysqld) {
+    let replicas: Vec<mysql_async::Row> = server.rows("SHOW REPLICA STATUS").await;
+    assert!(replicas.is_empty(), "{replicas:?}");
+    let states: Vec<(String, String)> = server
+        .rows("SELECT event_name, status FROM information_schema.events ORDER BY event_name")
+        .await;
+    let states: Vec<(&str, &str)> = states.iter().map(|(n, s)| (&**n, &**s)).collect();
+    assert_eq!(states, [("at_times", "DISABLED"), ("twice_a_year", "ENABLED")]);
+    let before = server.gtid_executed().await;
+    server.sql("CREATE DATABASE written_after_the_restore").await;
+    let (log_bin, own): (bool, bool) = server
+        .row("SELECT @@log_bin, @@gtid_executed LIKE CONCAT('%', @@server_uuid, ':1%')")
+        .await;
+    assert!(log_bin && own, "{before} and now {}", server.gtid_executed().await);
 }
 
 #[tokio::test]

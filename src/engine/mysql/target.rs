@@ -295,7 +295,9 @@ impl MysqlTarget {
                 durable::sync_dir(&dir.join(DATA))?;
                 durable::remove(&dir.join(UNFINISHED))?;
                 said.push_str(", shut down in order; start it with mysqld --datadir=");
-                said.push_str(&dir.join(DATA).display().to_string());
+                let data = std::path::absolute(dir.join(DATA))
+                    .unavailable(|| format!("find the path of {}", dir.display()))?;
+                said.push_str(&data.display().to_string());
                 if self.lower_case_table_names != 0 {
                     said.push_str(" --lower-case-table-names=");
                     said.push_str(&self.lower_case_table_names.to_string());

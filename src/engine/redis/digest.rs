@@ -43,6 +43,11 @@ pub async fn digest(conn: &mut (impl ConnectionLike + Send)) -> Result<Digest> {
     if !is_supported(&info) {
         return Err(unexpected("INFO server"));
     }
+    let info: String = ask(conn, cmd("INFO").arg("persistence")).await?;
+    if is_loading(&info) {
+        // It answers some commands meanwhile, with what it has read so far.
+        return Err(Error::unavailable("the server still loads its data").hint("wait until it has"));
+    }
     let info: String = ask(conn, cmd("INFO").arg("keyspace")).await?;
     let has_field_expiry = !matches!(
         ask::<Vec<Value>>(conn, cmd("COMMAND").arg("INFO").arg("HPEXPIRETIME")).await?.as_slice(),
@@ -74,6 +79,12 @@ fn is_supported(info: &str) -> bool {
     let version = info.lines().find_map(|line| line.strip_prefix("redis_version:"));
     let major = version.and_then(|version| version.split('.').next()?.parse::<u32>().ok());
     major.is_some_and(|major| major >= 7)
+}
+
+fn is_loading(info: &str) -> bool {
+    info.lines().any(
+        |line| matches!(line.split_once(':'), Some(("loading" | "async_loading", on)) if on != "0"),
+    )
 }
 
 /// The numbers of the databases that hold keys, as `INFO keyspace` lists them.
@@ -458,6 +469,13 @@ mod tests {
         assert!(is_supported("# Server\r\nredis_version:10.2.0\r\n"));
         assert!(!is_supported("redis_version:6.2.14\r\n"));
         assert!(!is_supported(""));
+    }
+
+    #[test]
+    fn a_server_that_still_loads_is_told_from_one_that_has() {
+        assert!(is_loading("# Persistence\r\nloading:1\r\nasync_loading:0\r\n"));
+        assert!(is_loading("loading:0\r\nasync_loading:1\r\n"));
+        assert!(!is_loading("loading:0\r\nasync_loading:0\r\nrdb_last_load_keys_loaded:1\r\n"));
     }
 
     #[test]
