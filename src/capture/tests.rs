@@ -28,7 +28,7 @@ impl Model {
         (self.0.len() - 1, self.len(self.0.len() - 1))
     }
 
-    fn bytes(&self, log: usize, from: u64, to: u64) -> Vec<u8> {
+    fn bytes(log: usize, from: u64, to: u64) -> Vec<u8> {
         (from..to).map(|at| (at.wrapping_mul(2_654_435_761) >> 19) as u8 ^ log as u8).collect()
     }
 
@@ -56,7 +56,7 @@ impl Model {
             self.0[log].iter().copied().filter(|at| start < *at && *at <= end).collect();
         Chunk {
             start,
-            bytes: self.bytes(log, start, end),
+            bytes: Self::bytes(log, start, end),
             records: ends.len() as u32,
             whole: ends.last().map(|at| position((log, *at))),
             time: crate::record::TimeSource::Sampled,
@@ -269,7 +269,9 @@ impl Rig {
         self.capture.take().unwrap().close().unwrap();
         let archive = Archive::open_read_only(&self.root.path().join("a")).unwrap();
         for name in archive.store().list("").unwrap() {
-            assert!(!name.ends_with(".open") && !name.ends_with(".rewrite"), "{name} is left over");
+            let extension = Path::new(&name).extension().and_then(|extension| extension.to_str());
+            let is_left = matches!(extension, Some("open" | "rewrite" | "tmp"));
+            assert!(!is_left, "{name} is left over");
         }
         let mut found: Vec<Vec<u8>> = vec![vec![]; self.model.0.len()];
         let (mut previous, mut end, mut last) = (None, (0, 0), None);
@@ -298,7 +300,7 @@ impl Rig {
             (previous, end) = (Some(meta.digest.clone()), place(&meta.totals.end));
         }
         for (log, ends) in self.model.0.iter().enumerate() {
-            assert_eq!(found[log], self.model.bytes(log, 0, self.model.len(log)), "log {log}");
+            assert_eq!(found[log], Model::bytes(log, 0, self.model.len(log)), "log {log}");
             for at in ends.iter().filter(|at| self.model.mark((log, **at)).is_some()) {
                 assert!(marked.contains(&(log, *at)), "the mark at {at} of log {log} is lost");
             }
