@@ -7,12 +7,15 @@ use crate::catalog::Catalog;
 use crate::clock::Timestamp;
 use crate::durable;
 use crate::error::{Class, Context, Error, Result};
-use crate::manifest::{ArchiveMeta, BaselineMeta, EngineKind, FORMAT, SegmentMeta, names};
+use crate::manifest::{
+    ArchiveMeta, BaselineMeta, EngineKind, FORMAT, SegmentHeader, SegmentMeta, names,
+};
 use crate::plan::{self, History};
 use crate::position::Position;
 use crate::reindex;
 use crate::segment::Reader;
 use crate::store::Local;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufReader, ErrorKind};
 use std::path::{Path, PathBuf};
@@ -125,15 +128,27 @@ impl Archive {
         File::open(self.store.path(&name)?).unavailable(|| format!("open {name}"))
     }
 
-    /// The segments of a source that have no final name yet, in order.
+    /// The segments of a source that the catalog does not have, in order: those without their
+    /// final name, and those that got it but not their row yet, because they get it just now or
+    /// a crash came between.
     pub fn open_segments(&self, source: &str) -> Result<Vec<SegmentMeta>> {
         let mut found = Vec::new();
-        for (timeline, number) in self.open_segment_numbers(source)? {
+        for (timeline, number, _) in self.uncatalogued(source)? {
             let name = names::open_segment(source, timeline, number);
             let file = match File::open(self.store.path(&name)?) {
                 Ok(file) => file,
-                // Sealed since it was listed: the catalog has it.
-                Err(error) if error.kind() == ErrorKind::NotFound => continue,
+                // Sealed, now or since it was listed.
+                Err(error) if error.kind() == ErrorKind::NotFound => {
+                    match open_segment(&self.store, source, timeline, number) {
+                        Ok(reader) => found.push(reader.meta().clone()),
+                        // Sealed empty, which removes it; or damaged, which is a hole then.
+                        Err(error) if matches!(error.class(), Class::Gap | Class::Corrupt) => {
+                            tracing::warn!("{error}");
+                        }
+                        Err(error) => return Err(error),
+                    }
+                    continue;
+                }
                 Err(error) => return Err(error).unavailable(|| format!("open {name}")),
             };
             let mut file = BufReader::with_capacity(1 << 18, file);
@@ -145,6 +160,54 @@ impl Archive {
             found.push(reader.meta().clone());
         }
         Ok(found)
+    }
+
+    /// Timeline, number and whether it is sealed, of every segment that the catalog may lack.
+    fn uncatalogued(&self, source: &str) -> Result<Vec<(u32, u64, bool)>> {
+        // Listed first: a segment that gets its row meanwhile shows up twice, never not at all.
+        let mut numbers: Vec<(u32, u64, bool)> = self
+            .store
+            .list(&format!("{source}/"))?
+            .iter()
+            .filter_map(|name| names::parse_segment(name))
+            .collect();
+        let mut last = BTreeMap::new();
+        for timeline in self.catalog.timelines(source)? {
+            let segment = self.catalog.last_segment(source, timeline)?;
+            last.insert(timeline, segment.map_or(0, |segment| segment.header.number));
+        }
+        numbers.retain(|(timeline, number, is_sealed)| {
+            !is_sealed || last.get(timeline).is_none_or(|last| number > last)
+        });
+        numbers.sort_unstable();
+        // A crash may have left one under both names, with the same records in it.
+        numbers.dedup_by_key(|(timeline, number, _)| (*timeline, *number));
+        Ok(numbers)
+    }
+
+    /// The baselines of a source, those included that did not get their row in the catalog yet.
+    fn baselines(&self, source: &str) -> Result<Vec<BaselineMeta>> {
+        let mut baselines = self.catalog.baselines(source)?;
+        let names = self.store.list(&format!("{source}/"))?;
+        for name in names.iter().filter(|name| reindex::is_baseline(name)) {
+            let file = name.rsplit('/').next().and_then(|file| file.strip_suffix(".json"));
+            let is_known = |known: &BaselineMeta| {
+                Some(known.name.as_str()) == file
+                    && name.starts_with(&names::timeline(source, known.timeline))
+            };
+            if baselines.iter().any(is_known) {
+                continue;
+            }
+            match reindex::read_baseline(&self.store, &self.meta, name) {
+                Ok((meta, _)) => baselines.push(meta),
+                Err(error) if matches!(error.class(), Class::Corrupt | Class::Refused) => {
+                    tracing::warn!("{name} is damaged: {error}");
+                }
+                Err(error) => return Err(error.context(name)),
+            }
+        }
+        baselines.sort_by_key(|baseline| baseline.at);
+        Ok(baselines)
     }
 
     /// Timeline and number of every open segment of a source, in order.
@@ -191,7 +254,7 @@ impl Archive {
                 });
             }
         }
-        let baselines = self.catalog.baselines(source)?;
+        let baselines = self.baselines(source)?;
         for baseline in &baselines {
             if !timelines.iter().any(|(timeline, _)| *timeline == baseline.timeline) {
                 timelines.push((baseline.timeline, Some(baseline.at)));
@@ -211,8 +274,18 @@ impl Archive {
     ) -> Result<Vec<SegmentMeta>> {
         let open = self.open_segments(source)?;
         let sealed = self.catalog.segment_containing(source, timeline, &place.log, place.offset)?;
-        let mut segments = Vec::new();
-        let mut next = sealed.map(|first| first.header.number);
+        // The place may lie behind what the catalog has of its log.
+        let begins_before = |header: &SegmentHeader| {
+            header.timeline == timeline
+                && header.start.log == place.log
+                && header.start.offset <= place.offset
+        };
+        let holding = sealed.iter().chain(&open).filter(|s| begins_before(&s.header));
+        let Some(first) = holding.map(|segment| segment.header.number).max() else {
+            return Ok(vec![]);
+        };
+        let mut segments: Vec<SegmentMeta> = Vec::new();
+        let mut next = Some(first);
         while let Some(number) = next {
             let page = self.catalog.segments_from(source, timeline, number, PAGE)?;
             let is_end = page.len() < PAGE
@@ -231,11 +304,8 @@ impl Archive {
         }
         for segment in open {
             let header = &segment.header;
-            let next = segments.last().map(|last| last.header.number + 1);
-            let wanted = match next {
-                Some(next) => header.number >= next,
-                None => header.start.log == place.log && header.start.offset <= place.offset,
-            };
+            let wanted =
+                header.number >= segments.last().map_or(first, |last| last.header.number + 1);
             let passed =
                 until.is_some_and(|until| segments.iter().any(|s| plan::is_past(s, until)));
             if header.timeline == timeline && wanted && !passed {
@@ -303,3 +373,6 @@ pub fn read_meta(root: &Path) -> Result<ArchiveMeta> {
     }
     Ok(meta)
 }
+
+#[cfg(test)]
+mod tests;

@@ -19,6 +19,7 @@ use crate::error::{Context, Error, Result};
 use crate::manifest::{Break, FORMAT, SegmentHeader, SegmentMeta, names};
 use crate::position::Position;
 use crate::record::{CHUNK_BYTES, Captured, Chunk, Continuity, Mark, Server};
+use crate::reindex;
 use crate::segment::{Reader, Writer, rewrite};
 use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
@@ -633,28 +634,10 @@ impl Capture {
         Ok(())
     }
 
-    /// Brings the catalog up to sealed segments that it does not have yet.
+    /// Brings the catalog up to what it does not have yet.
     fn index_unindexed(&mut self) -> Result<()> {
-        let source = self.label.source.clone();
-        let mut sealed: Vec<(u32, u64)> = self
-            .archive
-            .store()
-            .list(&format!("{source}/"))?
-            .iter()
-            .filter_map(|name| names::parse_segment(name))
-            .filter(|(_, _, sealed)| *sealed)
-            .map(|(timeline, number, _)| (timeline, number))
-            .collect();
-        sealed.sort_unstable();
-        for (timeline, number) in sealed {
-            let last = self.archive.catalog().last_segment(&source, timeline)?;
-            if last.is_none_or(|last| last.header.number < number) {
-                let reader = self.archive.segment(&source, timeline, number)?;
-                let (meta, blocks) = (reader.meta().clone(), reader.blocks().to_vec());
-                self.archive.catalog_mut().add_segment(&meta, &blocks)?;
-            }
-        }
-        Ok(())
+        let (store, meta) = (self.archive.store().clone(), self.archive.meta().clone());
+        reindex::catch_up(self.archive.catalog_mut(), &store, &meta, &self.label.source)
     }
 
     fn find_end(&mut self) -> Result<()> {

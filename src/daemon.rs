@@ -6,7 +6,7 @@
 //!
 //! Commands reach the daemon as JSON lines through a socket in the archive's folder.
 
-use crate::archive::Archive;
+use crate::archive::{Archive, read_meta};
 use crate::baseline::{self, Label};
 use crate::capture::{CHUNKS_IN_FLIGHT, Capture, Shared};
 use crate::clock::Timestamp;
@@ -50,6 +50,9 @@ const BASELINE_RETRY: Duration = Duration::from_secs(30);
 
 /// How often the baseline task looks whether a source has begun a timeline without one.
 const BASELINE_LOOK: Duration = Duration::from_millis(250);
+
+/// How long a daemon may take to answer what it knows at once.
+const ANSWER_MAX: Duration = Duration::from_secs(5);
 
 /// Longest request that a command may send, in bytes.
 const REQUEST_MAX: u64 = 1 << 16;
@@ -244,9 +247,10 @@ async fn run_while<T>(
     working: impl AsyncFnOnce(Vec<Arc<Station>>) -> Result<T>,
 ) -> Result<T> {
     let root = config.archive.clone();
-    let archive = Archive::open_read_only(&root)?;
+    read_meta(&root)?;
     let _lock = Lock::acquire(&root.join(names::LOCK))?;
-    drop(archive);
+    // A catalog that is missing is rebuilt here: once, before all sources open it at once.
+    drop(Archive::open(&root)?);
     let listener = listen(&root)?;
     let (stopping, stopped) = watch::channel(false);
     let mut stations = Vec::new();
@@ -602,15 +606,21 @@ async fn carry_out(request: Request, stations: &[Arc<Station>]) -> Result<Reply>
 
 /// What a running daemon says of its sources; `None` if none runs.
 pub fn status(root: &Path) -> Option<Vec<SourceStatus>> {
-    match ask(root, &Request::Status) {
+    match ask(root, &Request::Status, Some(ANSWER_MAX)) {
         Ok(Reply::Status(status)) => Some(status),
-        _ => None,
+        Ok(_) => None,
+        Err(error) => {
+            if error.class() != Class::Busy {
+                tracing::warn!("the daemon does not say how it is: {error}");
+            }
+            None
+        }
     }
 }
 
 /// Has the running daemon take a baseline; returns when it is stored. `None` if none runs.
 pub fn ask_baseline(root: &Path, source: &str) -> Option<Result<BaselineMeta>> {
-    match ask(root, &Request::Baseline { source: source.to_owned() }) {
+    match ask(root, &Request::Baseline { source: source.to_owned() }, None) {
         Ok(Reply::Baseline(meta)) => Some(Ok(*meta)),
         Ok(_) => Some(Err(Error::bug("the daemon answered something else"))),
         Err(error) if error.class() == Class::Busy => None,
@@ -622,14 +632,20 @@ pub fn ask_baseline(root: &Path, source: &str) -> Option<Result<BaselineMeta>> {
 /// if it does not, or no daemon runs.
 pub fn cover(root: &Path, at: Timestamp, sources: Vec<String>, wait: Duration) -> bool {
     let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
-    matches!(ask(root, &Request::Cover { at, sources, wait_ms }), Ok(Reply::Covered(true)))
+    let request = Request::Cover { at, sources, wait_ms };
+    matches!(ask(root, &request, Some(wait + ANSWER_MAX)), Ok(Reply::Covered(true)))
 }
 
-/// Sends one request and reads its reply. Busy, if no daemon runs.
-fn ask(root: &Path, request: &Request) -> Result<Reply> {
+/// Sends one request and reads its reply, which may take as long as `patience`: a daemon that is
+/// frozen, or whose disk is, still takes connections. Busy, if no daemon runs.
+fn ask(root: &Path, request: &Request, patience: Option<Duration>) -> Result<Reply> {
     let (_dir, path) = socket_path(root)?;
     let mut stream = std::os::unix::net::UnixStream::connect(path)
         .class(Class::Busy, || "no daemon runs".into())?;
+    stream
+        .set_write_timeout(Some(ANSWER_MAX))
+        .and_then(|()| stream.set_read_timeout(patience))
+        .unavailable(|| "ask the daemon".into())?;
     let mut json = serde_json::to_vec(request).class(Class::Bug, || "write JSON".into())?;
     json.push(b'\n');
     stream.write_all(&json).unavailable(|| "ask the daemon".into())?;

@@ -18,7 +18,7 @@ use crate::manifest::{ArchiveMeta, BASELINE_JSON_MAX, BaselineMeta, FORMAT, name
 use crate::segment::Reader;
 use crate::store::{Local, check_name};
 use serde::Serialize;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::BufReader;
 use std::path::Path;
@@ -79,6 +79,54 @@ pub fn in_memory(root: &Path, archive: &ArchiveMeta) -> Result<Catalog> {
         tracing::error!("{} is damaged: {}", damaged.name, damaged.reason);
     }
     Ok(catalog)
+}
+
+/// Brings the catalog up to what a source has and a crash, or a catalog from an older copy of the
+/// archive, left without rows. The caller holds the archive's lock.
+///
+/// # Errors
+/// Corrupt, if a sealed segment is not what it must be.
+pub fn catch_up(
+    catalog: &mut Catalog,
+    store: &Local,
+    archive: &ArchiveMeta,
+    source: &str,
+) -> Result<()> {
+    let known: HashSet<String> = catalog.baselines(source)?.iter().map(baseline_json).collect();
+    let mut last = HashMap::new();
+    for timeline in catalog.timelines(source)? {
+        if let Some(segment) = catalog.last_segment(source, timeline)? {
+            last.insert(timeline, segment.header.number);
+        }
+    }
+    // Names come sorted, so segments come in their order.
+    for name in store.list(&format!("{source}/"))? {
+        match names::parse_segment(&name) {
+            Some((timeline, number, true))
+                if last.get(&timeline).is_none_or(|last| number > *last) =>
+            {
+                catalog
+                    .batch(|batch| add_segment(batch, store, archive, &name))
+                    .map_err(|error| error.context(&name))?;
+            }
+            None if is_baseline(&name) && !known.contains(&name) => {
+                let added = catalog.batch(|batch| add_baseline(batch, store, archive, &name));
+                match added {
+                    Ok(_) => {}
+                    Err(error) if matches!(error.class(), Class::Corrupt | Class::Refused) => {
+                        tracing::error!("{name} is damaged: {error}");
+                    }
+                    Err(error) => return Err(error.context(name)),
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn baseline_json(meta: &BaselineMeta) -> String {
+    format!("{}/{}.json", names::timeline(&meta.source, meta.timeline), meta.name)
 }
 
 fn rebuild(root: &Path, archive: &ArchiveMeta) -> Result<Report> {
@@ -195,6 +243,24 @@ fn add_baseline(
     archive: &ArchiveMeta,
     name: &str,
 ) -> Result<String> {
+    let (meta, file) = read_baseline(store, archive, name)?;
+    batch.add_baseline(&meta).map(|()| file)
+}
+
+/// Whether an object of this name is the JSON beside a baseline.
+pub fn is_baseline(name: &str) -> bool {
+    matches!(what(name), Object::Baseline)
+}
+
+/// Reads the JSON beside a baseline, and gives the name of the baseline's bytes.
+///
+/// # Errors
+/// Corrupt or refused, if it is not what its name says, or the bytes are not there.
+pub fn read_baseline(
+    store: &Local,
+    archive: &ArchiveMeta,
+    name: &str,
+) -> Result<(BaselineMeta, String)> {
     let json = store.get(name, BASELINE_JSON_MAX)?;
     let meta = BaselineMeta::decode(&json)?;
     if meta.format != FORMAT {
@@ -215,7 +281,7 @@ fn add_baseline(
         Err(error) => return Err(Error::corrupt("it names no object").source(error)),
     };
     match size {
-        Some(size) if size == meta.bytes_stored => batch.add_baseline(&meta).map(|()| file),
+        Some(size) if size == meta.bytes_stored => Ok((meta, file)),
         Some(size) => {
             let wrong = format!("{file} has {size} bytes, not {}", meta.bytes_stored);
             Err(Error::corrupt(wrong))

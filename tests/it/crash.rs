@@ -86,6 +86,33 @@ async fn ten_kills_under_load_leave_no_gap_and_an_exact_restore() {
     assert_eq!(dump(&pitr), before);
 }
 
+#[tokio::test]
+async fn several_sources_start_without_a_catalog() {
+    let cache = RedisServer::start(&[]).await;
+    let names = ["a", "b", "c", "d"];
+    let pitr = Pitr::new(&names.map(|name| (name, cache.url())));
+    pitr.run(&["init"]).await.ok();
+    let mut daemon = pitr.spawn_run();
+    until_windows(&pitr, &mut daemon).await;
+    daemon.kill();
+    for end in ["", "-wal", "-shm"] {
+        // Only the first of them is always there.
+        drop(std::fs::remove_file(pitr.archive().join(format!("catalog.sqlite{end}"))));
+    }
+    let mut daemon = pitr.spawn_run();
+    for _ in 0..3 {
+        until_windows(&pitr, &mut daemon).await;
+        for name in names {
+            pitr.run(&["baseline", "--source", name]).await.ok();
+        }
+    }
+    daemon.terminate(Duration::from_secs(5)).await;
+    assert!(!daemon.log().contains("WARN"), "{}", daemon.log());
+    let before = dump(&pitr);
+    pitr.run(&["reindex"]).await.ok();
+    assert_eq!(dump(&pitr), before);
+}
+
 fn dump(pitr: &Pitr) -> String {
     let path = pitr.archive().join("catalog.sqlite");
     pitr::catalog::Catalog::open(&path).unwrap().dump().unwrap()

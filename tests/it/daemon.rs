@@ -92,6 +92,22 @@ async fn sigterm_seals_and_stops_within_five_seconds() {
 }
 
 #[tokio::test]
+async fn a_frozen_daemon_holds_no_command_up() {
+    let cache = RedisServer::start(&[]).await;
+    let pitr = Pitr::new(&[("shop-redis", cache.url())]);
+    pitr.run(&["init"]).await.ok();
+    let mut daemon = pitr.spawn_run();
+    until_windows(&pitr, &mut daemon).await;
+    daemon.signal("STOP");
+    let command = tokio::time::timeout(Duration::from_mins(1), pitr.run(&["windows", "--json"]));
+    let report = command.await.expect("windows waits for a frozen daemon").ok().json();
+    assert_eq!(report["sources"][0]["windows"].as_array().unwrap().len(), 1);
+    daemon.signal("CONT");
+    until_state(&pitr, &daemon, 0, "streaming").await;
+    assert!(daemon.ended().is_none(), "{}", daemon.log());
+}
+
+#[tokio::test]
 async fn a_full_disk_holds_the_capture_up_and_loses_nothing() {
     let source = Mysqld::start(&[]).await;
     source.sql("CREATE DATABASE w; CREATE TABLE w.t (n INT PRIMARY KEY, x LONGBLOB)").await;
