@@ -11,6 +11,8 @@
 //! the end of a whole record. A segment begins and ends between two records. A segment gets its
 //! final name only when it is complete, and its catalog row only after that.
 
+mod recover;
+
 use crate::archive::Archive;
 use crate::baseline::{Label, Stored};
 use crate::clock::Timestamp;
@@ -19,7 +21,6 @@ use crate::error::{Context, Error, Result};
 use crate::manifest::{Break, FORMAT, SegmentHeader, SegmentMeta, names};
 use crate::position::Position;
 use crate::record::{CHUNK_BYTES, Captured, Chunk, Continuity, Mark, Server};
-use crate::reindex;
 use crate::segment::{Reader, Writer, rewrite};
 use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
@@ -581,99 +582,6 @@ impl Capture {
         self.archive.catalog_mut().add_segment(meta, reader.blocks())?;
         self.next_number = number + 1;
         self.previous = Some(meta.digest.clone());
-        Ok(())
-    }
-
-    // Recovery.
-
-    /// Removes what was being written under a temporary name.
-    fn remove_unfinished(&self) -> Result<()> {
-        for name in self.archive.store().list(&format!("{}/", self.label.source))? {
-            let extension = Path::new(&name).extension().and_then(|e| e.to_str());
-            if matches!(extension, Some("tmp" | "rewrite")) {
-                durable::remove(&self.archive.store().path(&name)?)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Seals what a crash left open, cut after its last whole record.
-    fn seal_torn(&mut self) -> Result<()> {
-        self.index_unindexed()?;
-        for (timeline, number) in self.archive.open_segment_numbers(&self.label.source)? {
-            let (open, sealed) =
-                (self.open_path(timeline, number)?, self.sealed_path(timeline, number)?);
-            if sealed.exists() {
-                durable::remove(&open)?;
-                continue;
-            }
-            let mut file = BufReader::with_capacity(
-                1 << 18,
-                File::open(&open).unavailable(|| format!("open {}", open.display()))?,
-            );
-            if Reader::header_is_torn(&mut file)? {
-                // Torn in its first write: nothing behind it was ever durable.
-                durable::remove(&open)?;
-                continue;
-            }
-            let reader = Reader::scan(file)
-                .map_err(|error| error.context(format!("recover {}", open.display())))?;
-            if reader.meta().sealed {
-                durable::publish(&open, &sealed)?;
-            } else if let Some(meta) = self.seal_whole_part(timeline, number)? {
-                let (end, torn) = (meta.totals.end, reader.torn_bytes());
-                tracing::info!(
-                    source = %self.label.source,
-                    "recovered segment {number} up to {end}; {torn} bytes were torn"
-                );
-            } else {
-                continue;
-            }
-            self.index_unindexed()?;
-        }
-        Ok(())
-    }
-
-    /// Brings the catalog up to what it does not have yet.
-    fn index_unindexed(&mut self) -> Result<()> {
-        let (store, meta) = (self.archive.store().clone(), self.archive.meta().clone());
-        reindex::catch_up(self.archive.catalog_mut(), &store, &meta, &self.label.source)
-    }
-
-    fn find_end(&mut self) -> Result<()> {
-        let source = self.label.source.clone();
-        let baseline = self
-            .archive
-            .catalog()
-            .baselines(&source)?
-            .into_iter()
-            .max_by_key(|b| (b.timeline, b.begun_at));
-        let segments = self.archive.catalog().timelines(&source)?.into_iter().max();
-        self.timeline =
-            segments.max(baseline.as_ref().map(|baseline| baseline.timeline)).unwrap_or(0);
-        if self.timeline == 0 {
-            return Ok(());
-        }
-        if let Some(last) = self.archive.catalog().last_segment(&source, self.timeline)? {
-            self.server = last.header.server.clone();
-            self.next_number = last.header.number + 1;
-            self.previous = Some(last.digest.clone());
-            self.known_until = last.totals.known_until;
-            self.end = Some(last.totals.end);
-        } else if let Some(baseline) = baseline {
-            // A full resync was stored, but nothing behind it.
-            self.end = Some(baseline.position);
-            self.known_until = Some(baseline.at);
-            let after = match self.timeline.checked_sub(1).filter(|before| *before > 0) {
-                Some(before) => {
-                    let last = self.archive.catalog().last_segment(&source, before)?;
-                    last.and_then(|last| last.totals.known_until)
-                }
-                None => None,
-            };
-            let reason = "the source sent a full copy of itself".to_owned();
-            self.broken = (self.timeline > 1).then_some(Break { after, reason });
-        }
         Ok(())
     }
 

@@ -340,7 +340,16 @@ async fn supervise(
 async fn recover(station: &Arc<Station>, config: &Config) -> Result<Capture> {
     let (root, sealing) = (config.archive.clone(), config.sealing);
     let (label, shared) = (station.label.clone(), Arc::clone(&station.shared));
-    blocking(move || Capture::recover(&root, label, sealing, shared)).await
+    let (capture, last) = blocking(move || {
+        let capture = Capture::recover(&root, label, sealing, shared)?;
+        let last = capture.last_bytes()?;
+        Ok((capture, last))
+    })
+    .await?;
+    if let Some((place, bytes)) = last {
+        station.engine.recall(place, bytes.into());
+    }
+    Ok(capture)
 }
 
 /// One connection, from the handshake to its end. Gives the capture back, unless the disk failed

@@ -52,6 +52,10 @@ pub trait Source: Send + Sync + fmt::Debug {
     /// Takes a full copy beside the running tail and streams it into `out`.
     fn baseline(&self, out: mpsc::Sender<Bytes>) -> Work<'_, BaselineTaken>;
 
+    /// Tells what the archive has directly before `place`, where the next stream is to go on: with
+    /// it, an engine can tell a log from another one that looks the same from outside.
+    fn recall(&self, _place: Position, _before: Bytes) {}
+
     /// Walks an archived stream, which begins at `from`, up to the byte at `offset` of the log
     /// `from.log`, and says what stands there.
     ///

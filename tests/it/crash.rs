@@ -91,6 +91,7 @@ async fn several_sources_start_without_a_catalog() {
     let cache = RedisServer::start(&[]).await;
     let names = ["a", "b", "c", "d"];
     let pitr = Pitr::new(&names.map(|name| (name, cache.url())));
+    pitr.append_config("[segment]\nmax_seconds = 1");
     pitr.run(&["init"]).await.ok();
     let mut daemon = pitr.spawn_run();
     until_windows(&pitr, &mut daemon).await;
@@ -100,12 +101,14 @@ async fn several_sources_start_without_a_catalog() {
         drop(std::fs::remove_file(pitr.archive().join(format!("catalog.sqlite{end}"))));
     }
     let mut daemon = pitr.spawn_run();
-    for _ in 0..3 {
-        until_windows(&pitr, &mut daemon).await;
-        for name in names {
-            pitr.run(&["baseline", "--source", name]).await.ok();
-        }
-    }
+    eventually("every source streams", Duration::from_mins(1), async || {
+        let report = pitr.run(&["windows", "--json"]).await.ok().json();
+        let sources = report["sources"].as_array().unwrap().clone();
+        sources.iter().all(|source| source["state"] == "streaming").then_some(())
+    })
+    .await;
+    // Segments are sealed meanwhile, and get their rows.
+    tokio::time::sleep(Duration::from_secs(3)).await;
     daemon.terminate(Duration::from_secs(5)).await;
     assert!(!daemon.log().contains("WARN"), "{}", daemon.log());
     let before = dump(&pitr);

@@ -19,6 +19,7 @@ use crate::clock::Timestamp;
 use crate::error::{Error, Result};
 use crate::position::Position;
 use crate::record::{CHUNK_BYTES, Captured, Chunk, Continuity, Mark, Server, TimeSource};
+use bytes::Bytes;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -106,10 +107,38 @@ pub(crate) struct Pump<'a> {
     stuck: Option<Instant>,
     /// The file that is read, as its FORMAT_DESCRIPTION tells it from others of the same name.
     file: Option<FileId>,
+    /// What a walk has to find before the place.
+    proof: Option<Proof>,
     /// Whether the current event is part of the file.
     stored: bool,
     /// Whether the event of the current packet has ended.
     event_ended: bool,
+}
+
+/// The bytes that the archive has before a place. A log that was begun anew may have a boundary
+/// there and the same GTIDs before it, but the commit times in it are others.
+#[derive(Debug)]
+struct Proof {
+    /// Offset of the next byte that comes.
+    next: u64,
+    /// Offset of the first of the bytes.
+    start: u64,
+    bytes: Bytes,
+}
+
+impl Proof {
+    /// Whether the file's next bytes are those of the archive, as far as it has been told them.
+    fn agrees(&mut self, came: &[u8]) -> bool {
+        let (from, start) = (self.next, self.start);
+        self.next += came.len() as u64;
+        let (first, end) = (from.max(start), self.next.min(start + self.bytes.len() as u64));
+        if first >= end {
+            return true;
+        }
+        let at = |offset: u64, base: u64| usize::try_from(offset - base).unwrap_or(usize::MAX);
+        let archived = self.bytes.get(at(first, start)..at(end, start));
+        archived.is_some() && archived == came.get(at(first, from)..at(end, from))
+    }
 }
 
 /// The chunk that is being filled.
@@ -178,10 +207,21 @@ impl<'a> Pump<'a> {
             marked: None,
             stuck: None,
             file: same,
+            proof: None,
             stored: false,
             event_ended: false,
         };
         (pump, file, position)
+    }
+
+    /// Has a walk to `place` compare what comes directly before it with what the archive has there.
+    pub(crate) fn compare(&mut self, place: &Position, before: Bytes) {
+        if let Hold::Walk { at, .. } = &self.hold
+            && at.is_same_place(place)
+        {
+            let start = at.offset.saturating_sub(before.len() as u64);
+            self.proof = Some(Proof { next: MAGIC.len() as u64, start, bytes: before });
+        }
     }
 
     /// Whether [`Captured::Opened`] was sent.
@@ -297,6 +337,15 @@ impl<'a> Pump<'a> {
             if self.stored {
                 self.filling.see_origin(head.server_id);
             }
+        }
+        if let Some(proof) = &mut self.proof
+            && !proof.agrees(&part.bytes)
+        {
+            return Err(Stop::Broken(format!(
+                "{} of the source is not the one that was captured: it was reset, and holds other \
+                 bytes",
+                self.track.log
+            )));
         }
         let end = self.track.take(&part)?;
         if self.stored {

@@ -31,6 +31,8 @@ pub struct MysqlSource {
     options: SourceOptions,
     replica: Replica,
     memory: Mutex<Memory>,
+    /// A place where the archive ended, and its last bytes before it.
+    recalled: Mutex<Option<(Position, Bytes)>>,
 }
 
 /// What one connection learns for the next.
@@ -52,7 +54,7 @@ impl MysqlSource {
         // In the upper half, where hand-made numbers are rare; never 0.
         let server_id = low as u32 | 1 << 31;
         let replica = Replica { server_id, uuid: uuid.to_string() };
-        Self { options, replica, memory: Mutex::default() }
+        Self { options, replica, memory: Mutex::default(), recalled: Mutex::default() }
     }
 
     fn memory(&self) -> Memory {
@@ -98,6 +100,10 @@ impl MysqlSource {
         }
         let aside = Aside::new(endpoint, Some(conn));
         let (mut pump, file, position) = Pump::new(out, facts, aside, start, self.memory().file);
+        let recalled = self.recalled.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some((place, before)) = recalled {
+            pump.compare(&place, before);
+        }
         let reader = Client::connect(endpoint).await?.dump(&replica, &file, position).await?;
         // If this work is dropped on its way, the next connection trusts nothing and walks.
         let before = self.memory();
@@ -141,6 +147,10 @@ impl Source for MysqlSource {
             let captured = self.capture(resume, &out).await;
             captured.map_err(|error| error.context(format!("capture {}", self.options.name)))
         })
+    }
+
+    fn recall(&self, place: Position, before: Bytes) {
+        *self.recalled.lock().unwrap_or_else(PoisonError::into_inner) = Some((place, before));
     }
 
     fn baseline(&self, out: mpsc::Sender<Bytes>) -> Work<'_, BaselineTaken> {

@@ -296,6 +296,26 @@ async fn a_source_that_is_reset_and_does_the_same_again_is_a_break() {
     kept.assert_same_files(&server);
 }
 
+/// The same where nothing but the archive's own bytes tells the one log from the other.
+#[tokio::test]
+async fn a_source_that_is_reset_while_nobody_looks_is_a_break() {
+    let (server, _, capture) = captured(&[]).await;
+    let kept = capture.stop().await;
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    server.sql(&format!("DROP DATABASE shop; RESET BINARY LOGS AND GTIDS; {TABLE}")).await;
+    let place = kept.whole.clone().unwrap();
+    assert_eq!(status(&server).await.1, place.offset);
+    let archived = Bytes::from(kept.files[&place.log].clone());
+    let another_process = source(&server);
+    let before = archived.slice(..usize::try_from(place.offset).unwrap());
+    another_process.recall(place, before);
+    let capture = Capture::go_on(&another_process, kept);
+    capture.caught_up(&server).await;
+    let kept = capture.stop().await;
+    assert_broken(&kept, "binlog.000001", "was reset");
+    kept.assert_same_files(&server);
+}
+
 #[tokio::test]
 async fn a_source_without_gtids_is_refused_with_what_helps() {
     let server = Mysqld::start(&["--gtid-mode=OFF"]).await;
