@@ -407,10 +407,11 @@ fn report_text(report: &restore::Report, zone: Tz) -> String {
         let did = if report.plan { "would restore" } else { "restored" };
         out += &format!("{}: {did} into {}\n", source.name, source.target);
         out += &format!(
-            "    baseline {} ({}) and {} segments of timeline {}\n",
+            "    baseline {} ({}) and {} segment{} of timeline {}\n",
             source.baseline.name,
             in_zone(source.baseline.at, zone),
             source.segments,
+            if source.segments == 1 { "" } else { "s" },
             source.timeline
         );
         if let Some(cut) = &source.cut {

@@ -233,12 +233,15 @@ pub fn prepare(options: &Options) -> Result<Plan> {
         histories.push(archive.history(&source.name, source.engine)?);
     }
     refuse_jointly(&histories, options.to)?;
+    // Servers that are started on it change their working folder first.
+    let into = std::path::absolute(&options.into)
+        .class(Class::Usage, || format!("find the path of {:?}", options.into))?;
     let mut plan = Plan {
         to: options.to,
         jobs: Vec::new(),
         needs: BTreeMap::new(),
         skew_ms: None,
-        into: options.into.clone(),
+        into: into.clone(),
         listen: options.listen,
         store: archive.store().clone(),
     };
@@ -260,7 +263,7 @@ pub fn prepare(options: &Options) -> Result<Plan> {
         plan.needs.insert(source.name.clone(), needs(&archive, &baseline, &segments)?);
         let destination = match options.targets.get(&source.name) {
             Some(endpoint) => Destination::Running(endpoint.clone()),
-            None => Destination::Folder(options.into.join(&source.name)),
+            None => Destination::Folder(into.join(&source.name)),
         };
         plan.jobs.push(Job {
             options: source.clone(),

@@ -151,9 +151,10 @@ async fn five_instants_come_back_with_everything_that_was_there() {
         }
     }
     // A folder holds the same, ready to start.
-    let into = pitr.dir().join("restored");
-    let into = into.to_str().unwrap();
-    restore(&pitr, noted[2].at, &["--into", into]).await.ok();
+    let report = restore(&pitr, noted[2].at, &["--into", "restored"]).await.ok().json();
+    let said = report["sources"][0]["checked"].as_str().unwrap();
+    let data = pitr.dir().join("restored/shop-mysql/data");
+    assert!(said.contains(&format!("--datadir={}", data.display())), "{said}");
     let target = Mysqld::start_on(&pitr.dir().join("restored/shop-mysql/data"), &[]).await;
     let keys = RedisServer::start_on(&pitr.dir().join("restored/shop-redis")).await;
     let (content, accounts, redis) = digests(&target, &keys).await;
