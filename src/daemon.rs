@@ -648,6 +648,9 @@ pub fn cover(root: &Path, at: Timestamp, sources: Vec<String>, wait: Duration) -
 /// Sends one request and reads its reply, which may take as long as `patience`: a daemon that is
 /// frozen, or whose disk is, still takes connections. Busy, if no daemon runs.
 fn ask(root: &Path, request: &Request, patience: Option<Duration>) -> Result<Reply> {
+    if !root.join(names::SOCKET).exists() {
+        return Err(Error::busy("no daemon runs"));
+    }
     let (_dir, path) = socket_path(root)?;
     let mut stream = std::os::unix::net::UnixStream::connect(path)
         .class(Class::Busy, || "no daemon runs".into())?;
