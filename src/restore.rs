@@ -235,7 +235,7 @@ pub fn prepare(options: &Options) -> Result<Plan> {
     refuse_jointly(&histories, options.to)?;
     // Servers that are started on it change their working folder first.
     let into = std::path::absolute(&options.into)
-        .class(Class::Usage, || format!("find the path of {:?}", options.into))?;
+        .class(Class::Usage, || format!("find the path of {}", options.into.display()))?;
     let mut plan = Plan {
         to: options.to,
         jobs: Vec::new(),
