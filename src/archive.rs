@@ -231,8 +231,7 @@ impl Archive {
         let open = self.open_segments(source)?;
         let mut timelines = Vec::new();
         for timeline in self.catalog.timelines(source)? {
-            let last = self.catalog.last_segment(source, timeline)?;
-            timelines.push((timeline, last.and_then(|last| last.totals.known_until)));
+            timelines.push((timeline, self.catalog.reached(source, timeline)?));
         }
         let mut gaps = self.catalog.gaps(source)?;
         for segment in &open {

@@ -112,3 +112,45 @@ fn a_catalog_that_is_behind_catches_up() {
     assert_eq!(archive.catalog().last_segment("shop", 1).unwrap().unwrap().header.number, 3);
     assert_eq!(archive.catalog().baselines("shop").unwrap().len(), 1);
 }
+
+/// A server that is restarted, or told to flush its logs, leaves a log without a record.
+#[test]
+fn a_last_segment_without_a_record_takes_no_window_away() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut archive = Archive::init(dir.path()).unwrap();
+    let first = write(&mut archive, 1, None, true);
+    let blocks = archive.segment("shop", 1, 1).unwrap().blocks().to_vec();
+    archive.catalog_mut().add_segment(&first, &blocks).unwrap();
+    let header = SegmentHeader {
+        number: 2,
+        start: Position::new("next", 0),
+        previous: Some(first.digest.clone()),
+        ..first.header.clone()
+    };
+    let mut writer = Writer::create(Vec::new(), &header, 1).unwrap();
+    let whole = Some(Position::new("next", 150));
+    writer.append(&Chunk { bytes: vec![1; 150], whole, ..Chunk::default() }).unwrap();
+    let (file, second) = writer.finish().unwrap();
+    archive.store().put_new(&names::segment("shop", 1, 2), &file).unwrap();
+    let blocks = archive.segment("shop", 1, 2).unwrap().blocks().to_vec();
+    archive.catalog_mut().add_segment(&second, &blocks).unwrap();
+    let history = archive.history("shop", EngineKind::Mysql).unwrap();
+    assert_eq!(history.timelines, [(1, Some(at(1)))]);
+
+    // Nor does a hole behind it go unseen.
+    let header = SegmentHeader { number: 4, start: second.totals.end, ..header };
+    let mut writer = Writer::create(Vec::new(), &header, 1).unwrap();
+    let whole = Some(Position::new("next", 300));
+    let (start, last_at) = (150, Some(at(9)));
+    let chunk =
+        Chunk { start, bytes: vec![1; 150], records: 1, whole, last_at, ..Chunk::default() };
+    writer.append(&chunk).unwrap();
+    let (file, fourth) = writer.finish().unwrap();
+    archive.store().put_new(&names::segment("shop", 1, 4), &file).unwrap();
+    let blocks = archive.segment("shop", 1, 4).unwrap().blocks().to_vec();
+    archive.catalog_mut().add_segment(&fourth, &blocks).unwrap();
+    let history = archive.history("shop", EngineKind::Mysql).unwrap();
+    assert_eq!(history.timelines, [(1, Some(at(9)))]);
+    let after: Vec<_> = history.gaps.iter().map(|gap| gap.after).collect();
+    assert_eq!(after, [Some(at(1))]);
+}

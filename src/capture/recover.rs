@@ -111,17 +111,14 @@ impl Capture {
             self.server = last.header.server.clone();
             self.next_number = last.header.number + 1;
             self.previous = Some(last.digest.clone());
-            self.known_until = last.totals.known_until;
+            self.known_until = self.archive.catalog().reached(&source, self.timeline)?;
             self.end = Some(last.totals.end);
         } else if let Some(baseline) = baseline {
             // A full resync was stored, but nothing behind it.
             self.end = Some(baseline.position);
             self.known_until = Some(baseline.at);
             let after = match self.timeline.checked_sub(1).filter(|before| *before > 0) {
-                Some(before) => {
-                    let last = self.archive.catalog().last_segment(&source, before)?;
-                    last.and_then(|last| last.totals.known_until)
-                }
+                Some(before) => self.archive.catalog().reached(&source, before)?,
                 None => None,
             };
             let reason = "the source sent a full copy of itself".to_owned();

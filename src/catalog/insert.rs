@@ -226,6 +226,17 @@ impl<'a> Batch<'a> {
                 params![header.source, header.timeline, int(header.number)?, reached],
             )?;
         }
+        if next.is_some() {
+            // Gaps behind it begin where the segments before them had come to.
+            self.run(
+                "UPDATE gap SET after = (
+                    SELECT reached FROM segment
+                    WHERE segment.source = gap.source AND segment.timeline = gap.timeline
+                    AND segment.number < gap.segment ORDER BY segment.number DESC LIMIT 1)
+                 WHERE source = ?1 AND timeline = ?2 AND segment > ?3",
+                key,
+            )?;
+        }
         // A gap ends at the first time that is known behind it.
         self.run(
             "UPDATE gap SET before = (
@@ -332,7 +343,7 @@ fn gap_before(
         }));
     };
     let totals: Totals = parse(&before.totals)?;
-    let after = micros(totals.known_until.max(totals.last_at));
+    let after = before.reached;
     let reason = if before.number + 1 != number {
         match (before.number + 1, number - 1) {
             (first, last) if first == last => format!("segment {first} is missing"),

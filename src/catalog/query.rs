@@ -26,6 +26,8 @@ pub(super) const TIMELINES: &str =
 pub(super) const SEGMENT: &str = segment_where!("source = ?1 AND timeline = ?2 AND number = ?3");
 pub(super) const LAST_SEGMENT: &str =
     segment_where!("source = ?1 AND timeline = ?2 ORDER BY number DESC LIMIT 1");
+pub(super) const REACHED: &str = "SELECT reached FROM segment
+     WHERE source = ?1 AND timeline = ?2 ORDER BY number DESC LIMIT 1";
 pub(super) const SEGMENTS_FROM: &str =
     segment_where!("source = ?1 AND timeline = ?2 AND number >= ?3 ORDER BY number LIMIT ?4");
 pub(super) const SEGMENT_CONTAINING: &str = segment_where!(
@@ -107,6 +109,14 @@ impl Catalog {
     /// The newest segment of a timeline.
     pub fn last_segment(&self, source: &str, timeline: u32) -> Result<Option<SegmentMeta>> {
         self.one_segment(LAST_SEGMENT, params![source, timeline])
+    }
+
+    /// Nothing committed until then is missing in the timeline, holes aside. Not always known from
+    /// its last segment: that of a binlog file that was begun and closed again has no time in it.
+    pub fn reached(&self, source: &str, timeline: u32) -> Result<Option<Timestamp>> {
+        let last: Vec<Option<i64>> =
+            self.all(REACHED, params![source, timeline], |row| row.get(0))?;
+        Ok(last.first().copied().flatten().map(Timestamp::from_micros))
     }
 
     /// Up to `limit` segments of a timeline from `number` on, in order.

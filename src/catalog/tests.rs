@@ -375,6 +375,7 @@ fn every_query_is_an_index_search() {
         query::TIMELINES,
         query::SEGMENT,
         query::LAST_SEGMENT,
+        query::REACHED,
         query::SEGMENTS_FROM,
         query::SEGMENT_CONTAINING,
         query::FIRST_OF_LOG,
