@@ -12,11 +12,11 @@ const WRITERS: u64 = 8;
 
 /// Makes `tables` tables with `rows` rows each.
 pub(crate) async fn prepare(source: &Mysqld, tables: u64, rows: u64) {
-    source.sql("CREATE DATABASE sbtest; SET GLOBAL cte_max_recursion_depth = 10000000").await;
+    source.sql("CREATE DATABASE sbtest").await;
     for table in 1..=tables {
         source
             .sql(&format!(
-                "CREATE TABLE sbtest.sbtest{table} (id INT PRIMARY KEY, k INT NOT NULL, \
+                "USE sbtest; CREATE TABLE sbtest{table} (id INT PRIMARY KEY, k INT NOT NULL, \
                  c CHAR(120) NOT NULL, pad CHAR(60) NOT NULL, KEY (k)); \
                  SET SESSION cte_max_recursion_depth = 10000000; \
                  INSERT INTO sbtest.sbtest{table} WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL \
