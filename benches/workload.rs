@@ -21,7 +21,7 @@ pub(crate) async fn prepare(source: &Mysqld, tables: u64, rows: u64) {
                  SET SESSION cte_max_recursion_depth = 10000000; \
                  INSERT INTO sbtest.sbtest{table} WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL \
                  SELECT i + 1 FROM n WHERE i < {rows}) SELECT i, i % 499, \
-                 RPAD(SHA2(i, 512), 119, '-'), RPAD(MD5(i), 59, '-') FROM n"
+                 RPAD(SHA2(i, 512), 119, '-'), RPAD(SHA2(i, 224), 59, '-') FROM n"
             ))
             .await;
     }
@@ -46,7 +46,7 @@ async fn run(source: &Mysqld, tables: u64, rows: u64, done: impl AsyncFn(u64) ->
                      UPDATE sbtest.sbtest{table} SET c = RPAD(SHA2({text}, 512), 119, '-') \
                      WHERE id = {b}; DELETE FROM sbtest.sbtest{table} WHERE id = {c}; \
                      INSERT INTO sbtest.sbtest{table} VALUES ({c}, {a}, \
-                     RPAD(SHA2({text}, 384), 119, '-'), RPAD(MD5({text}), 59, '-')); COMMIT"
+                     RPAD(SHA2({text}, 384), 119, '-'), RPAD(SHA2({text}, 224), 59, '-')); COMMIT"
                 );
                 // Deadlocks and duplicate keys among the writers are part of the load.
                 if conn.query_drop(statements).await.is_ok() {
