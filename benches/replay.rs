@@ -1,7 +1,7 @@
 //! How fast a history is replayed, beside a native replica and beside `mysqlbinlog | mysql`.
 //!
 //! `cargo bench --bench replay` records 40,000 transactions (`PITR_BENCH_TRANSACTIONS` sets
-//! another number) and brings them into fresh servers in three ways: as a native replica with
+//! another number) and brings them into fresh servers, set up as installed, in three ways: as a native replica with
 //! four workers of the source itself, by `pitr restore`, and, for a sample of 2,000 of them, by
 //! `mysqlbinlog | mysql`. It prints transactions a second and their ratios; it asserts nothing
 //! but that all ways end with the same rows.
@@ -26,6 +26,10 @@ use support::{Mysqld, Pitr, eventually, program};
 const TABLES: u64 = 8;
 const ROWS: u64 = 10_000;
 const SAMPLE: u64 = 2_000;
+
+/// A server as it is installed: every commit is synced, four workers apply.
+const AS_INSTALLED: [&str; 3] =
+    ["--innodb-flush-log-at-trx-commit=1", "--sync-binlog=1", "--replica-parallel-workers=4"];
 
 fn main() {
     tokio::runtime::Runtime::new().unwrap().block_on(async {
@@ -90,7 +94,7 @@ fn load(server: &Mysqld, dump: &std::path::Path) {
 }
 
 async fn native_replica(source: &Mysqld, dump: &std::path::Path, executed: &str) -> f64 {
-    let replica = Mysqld::start(&["--replica-parallel-workers=4"]).await;
+    let replica = Mysqld::start(&AS_INSTALLED).await;
     replica.sql("RESET BINARY LOGS AND GTIDS").await;
     load(&replica, dump);
     replica
@@ -111,7 +115,7 @@ async fn native_replica(source: &Mysqld, dump: &std::path::Path, executed: &str)
 }
 
 async fn restore(pitr: &Pitr, source: &Mysqld) -> (Mysqld, f64) {
-    let target = Mysqld::start(&[]).await;
+    let target = Mysqld::start(&AS_INSTALLED).await;
     let to = format!("bench={}", target.url());
     let report =
         pitr.run(&["restore", "--to", "latest", "--target", &to, "--json"]).await.ok().json();
@@ -126,7 +130,7 @@ async fn mysqlbinlog_and_mysql(
     file: &str,
     from: u64,
 ) -> f64 {
-    let target = Mysqld::start(&[]).await;
+    let target = Mysqld::start(&AS_INSTALLED).await;
     target.sql("RESET BINARY LOGS AND GTIDS").await;
     load(&target, dump);
     let before: u64 = transactions_of(&target.gtid_executed().await);

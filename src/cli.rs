@@ -184,7 +184,14 @@ fn run(cli: Cli) -> Result<()> {
         }
         Command::Demo { keep } => {
             let say = |line: &str| eprint(&format!("{line}\n"));
-            return runtime()?.block_on(crate::demo::run(*keep, say));
+            return runtime()?.block_on(async {
+                tokio::select! {
+                    shown = crate::demo::run(*keep, say) => shown,
+                    () = until_stopped() => {
+                        Err(Error::new(Class::Interrupted, "the demonstration was interrupted"))
+                    }
+                }
+            });
         }
         _ => {}
     }

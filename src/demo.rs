@@ -270,13 +270,13 @@ impl MysqlServer {
     /// A server on a data directory that is there.
     async fn on(data: &Path) -> Result<Self> {
         let port = free_port()?;
-        let socket = std::env::temp_dir().join(format!("pitr-demo-{port}.sock"));
         let mut command = mysqld(data);
         command
             .args(["--gtid-mode=ON", "--enforce-gtid-consistency=ON", "--bind-address=127.0.0.1"])
             .arg(format!("--port={port}"))
             .arg(format!("--server-id={port}"))
-            .arg(format!("--socket={}", socket.display()))
+            // In the data directory: a relative path is short enough for a socket everywhere.
+            .arg("--socket=mysqld.sock")
             .arg("--log-bin=binlog");
         let process = Process(command.spawn().map_err(|error| missing("mysqld", &error))?);
         let mut server = Self { _process: process, port, version: String::new() };
