@@ -25,6 +25,9 @@ pub const PIECES_IN_FLIGHT: usize = 16;
 /// How long the stream may take to pass the place of a baseline that was just taken.
 const CATCH_UP_TIMEOUT: Duration = Duration::from_mins(10);
 
+/// How often it is looked how far the stream has come.
+const PROOF_LOOK: Duration = Duration::from_millis(50);
+
 /// What a baseline is stored under.
 #[derive(Debug, Clone)]
 pub struct Label {
@@ -155,7 +158,9 @@ pub async fn take(
     root: &Path,
     label: &Label,
     mut durable: watch::Receiver<Option<Position>>,
+    reached: impl Fn() -> Reached,
 ) -> Result<BaselineMeta> {
+    let before = reached().timeline;
     let (send, receive) = mpsc::channel(PIECES_IN_FLIGHT);
     let dir = root.join(&label.source);
     let writing = {
@@ -176,8 +181,14 @@ pub async fn take(
         }
     };
     let located = settle(engine, root, label, &taken, &mut durable).await;
-    let (timeline, located) = match located {
-        Ok(located) => located,
+    let proved = match located {
+        Ok((timeline, located)) => {
+            prove(&taken, before, timeline, &reached).await.map(|()| located)
+        }
+        Err(error) => Err(error),
+    };
+    let (timeline, located) = match proved {
+        Ok(located) => (before, located),
         Err(error) => {
             stored.discard()?;
             return Err(error.context(format!("baseline of {}", label.source)));
@@ -191,6 +202,44 @@ pub async fn take(
     })
     .await
     .class(Class::Bug, || "store baseline".into())?
+}
+
+/// How far the capture has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reached {
+    /// The newest timeline.
+    pub timeline: u32,
+    /// Nothing committed until then is missing on disk.
+    pub known_until: Option<Timestamp>,
+}
+
+/// Waits until the timeline that was current when the copy began is proved to go on to the
+/// instant of the copy. Without that, a copy of a source that was reset meanwhile could have the
+/// file name and offset of a place in the history before.
+async fn prove(
+    taken: &BaselineTaken,
+    before: u32,
+    found_in: u32,
+    reached: &impl Fn() -> Reached,
+) -> Result<()> {
+    let deadline = tokio::time::Instant::now() + CATCH_UP_TIMEOUT;
+    loop {
+        let now = reached();
+        if found_in != before || now.timeline != before {
+            return Err(Error::unavailable(
+                "the history of the source broke off while the copy was made",
+            )
+            .hint("the daemon takes another one by itself"));
+        }
+        if now.known_until.is_some_and(|until| until >= taken.at) {
+            return Ok(());
+        }
+        if tokio::time::Instant::now() >= deadline {
+            return Err(Error::unavailable(format!("the stream did not reach {}", taken.at))
+                .hint("`pitr windows` shows whether the source is streaming"));
+        }
+        tokio::time::sleep(PROOF_LOOK).await;
+    }
 }
 
 /// Waits until the capture has passed the place of the copy, and finds out what stands there.

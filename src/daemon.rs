@@ -7,7 +7,7 @@
 //! Commands reach the daemon as JSON lines through a socket in the archive's folder.
 
 use crate::archive::{Archive, read_meta};
-use crate::baseline::{self, Label};
+use crate::baseline::{self, Label, Reached};
 use crate::capture::{CHUNKS_IN_FLIGHT, Capture, Shared};
 use crate::clock::Timestamp;
 use crate::config::Config;
@@ -448,6 +448,10 @@ async fn keep_baselines(
             &config.archive,
             &station.label,
             station.durable.subscribe(),
+            || Reached {
+                timeline: station.shared.timeline(),
+                known_until: station.shared.known_until(),
+            },
         );
         let taken = tokio::select! {
             taken = taking => taken,
