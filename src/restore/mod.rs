@@ -1,0 +1,227 @@
+//! Puts sources back to one instant.
+//!
+//! A restore is planned whole before anything is touched ([`prepare()`]): the instant is resolved,
+//! a baseline chosen and the segments behind it proved for every source, every target looked at.
+//! Only then are baselines loaded and logs replayed, source by source, databases first.
+//!
+//! It needs the archive and nothing else: neither a daemon nor the sources.
+//!
+//! **Invariant:** bytes are checked against their digests before they are handed to a target,
+//! and a target is called restored only after it was compared with what was sent.
+
+mod feed;
+mod prepare;
+mod report;
+
+use crate::archive::Archive;
+use crate::clock::Timestamp;
+use crate::durable;
+use crate::engine::{
+    Destination, Endpoint, Needs, SourceOptions, Target, TargetOptions, open_target,
+};
+use crate::error::{Class, Context, Error, Result};
+use crate::manifest::{BaselineMeta, SegmentMeta};
+use crate::plan;
+use crate::record::Cut;
+use crate::store::Local;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+pub use prepare::prepare;
+pub use report::{BaselineReport, Report, Seconds, SourceReport};
+
+/// What to restore, from where, to when and into what.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Folder of the archive.
+    pub archive: PathBuf,
+    /// The sources to restore, in this order.
+    pub sources: Vec<SourceOptions>,
+    /// All configured sources: none of them may be a target.
+    pub configured: Vec<Endpoint>,
+    /// The instant; the last record committed at or before it is in.
+    pub to: Timestamp,
+    /// Running, empty servers by source name.
+    pub targets: BTreeMap<String, Endpoint>,
+    /// Folder for the sources that have no target.
+    pub into: PathBuf,
+    /// The address on which the log is served; loopback by default.
+    pub listen: Option<SocketAddr>,
+}
+
+/// How far a restore has come, for whoever shows it.
+#[derive(Debug, Default)]
+pub struct Progress {
+    done: AtomicU64,
+    total: AtomicU64,
+    step: std::sync::Mutex<String>,
+}
+
+impl Progress {
+    /// Bytes handed over, and bytes to hand over, in the current step.
+    pub fn bytes(&self) -> (u64, u64) {
+        (self.done.load(Ordering::Relaxed), self.total.load(Ordering::Relaxed))
+    }
+
+    /// What is being done.
+    pub fn step(&self) -> String {
+        self.step.lock().map(|step| step.clone()).unwrap_or_default()
+    }
+
+    fn begin(&self, step: String, total: u64) {
+        self.done.store(0, Ordering::Relaxed);
+        self.total.store(total, Ordering::Relaxed);
+        if let Ok(mut current) = self.step.lock() {
+            *current = step;
+        }
+    }
+
+    fn advance(&self, bytes: usize) {
+        self.done.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+}
+
+/// What will be done for one source.
+#[derive(Debug)]
+pub struct Job {
+    options: SourceOptions,
+    destination: Destination,
+    baseline: BaselineMeta,
+    segments: Vec<SegmentMeta>,
+    cut: Cut,
+    uncertainty_ms: Option<u64>,
+}
+
+/// What will be done, and nothing done yet.
+#[derive(Debug)]
+pub struct Plan {
+    to: Timestamp,
+    jobs: Vec<Job>,
+    needs: BTreeMap<String, Needs>,
+    skew_ms: Option<i64>,
+    into: PathBuf,
+    listen: Option<SocketAddr>,
+    store: Local,
+}
+
+/// The instant that `latest` means: the newest one that all sources can be restored to.
+pub fn latest(archive: &Archive, sources: &[SourceOptions]) -> Result<Timestamp> {
+    let mut windows = Vec::new();
+    for source in sources {
+        windows.push(plan::windows(&archive.history(&source.name, source.engine)?));
+    }
+    plan::joint(&windows).last().map(|window| window.to).ok_or_else(|| {
+        Error::gap("there is no instant yet that all sources can be restored to")
+            .hint("`pitr windows` shows each source's")
+    })
+}
+
+impl Plan {
+    /// What would be done, as a report.
+    pub fn report(&self) -> Report {
+        Report {
+            schema: "pitr.restore/1",
+            to: self.to,
+            plan: true,
+            skew_ms: self.skew_ms,
+            receipt: None,
+            sources: self.jobs.iter().map(Job::report).collect(),
+        }
+    }
+
+    /// Does it.
+    ///
+    /// # Errors
+    /// Refused or unavailable before anything was changed; whatever went wrong afterwards, in
+    /// which case the target is unfinished and says so.
+    pub async fn run(self, progress: &Arc<Progress>) -> Result<Report> {
+        let mut targets: Vec<Box<dyn Target>> = Vec::new();
+        let mut versions = Vec::new();
+        for job in &self.jobs {
+            feed::verify(&self.store, job, progress).await?;
+            let mut target = open_target(TargetOptions {
+                name: job.options.name.clone(),
+                engine: job.options.engine,
+                destination: job.destination.clone(),
+                listen: self.listen,
+            });
+            let doing = || format!("restore {} into {}", job.options.name, job.target());
+            let needs = self.needs.get(&job.options.name).cloned().unwrap_or_default();
+            let server = target.preflight(&needs).await.map_err(|error| error.context(doing()))?;
+            versions.push(server.version);
+            targets.push(target);
+        }
+        let mut report = self.report();
+        report.plan = false;
+        for ((job, target), (done, version)) in
+            self.jobs.iter().zip(&mut targets).zip(report.sources.iter_mut().zip(versions))
+        {
+            let doing = || format!("restore {} into {}", job.options.name, job.target());
+            job.run(target.as_mut(), &self.store, done, progress)
+                .await
+                .map_err(|error| error.context(doing()))?;
+            done.target_version = version;
+        }
+        let path = self.receipt_path();
+        report.receipt = Some(path.display().to_string());
+        let json = serde_json::to_vec_pretty(&report).class(Class::Bug, || "write JSON".into())?;
+        durable::replace(&path, &json)?;
+        Ok(report)
+    }
+
+    /// Beside the folder that was restored into, or in the current one.
+    fn receipt_path(&self) -> PathBuf {
+        let name = format!("pitr-receipt-{}.json", self.to.compact());
+        let has_folder = self.jobs.iter().any(|j| matches!(j.destination, Destination::Folder(_)));
+        if has_folder { self.into.join(name) } else { PathBuf::from(name) }
+    }
+}
+
+impl Job {
+    fn target(&self) -> String {
+        match &self.destination {
+            Destination::Running(endpoint) => endpoint.to_string(),
+            Destination::Folder(dir) => dir.display().to_string(),
+        }
+    }
+
+    async fn run(
+        &self,
+        target: &mut dyn Target,
+        store: &Local,
+        report: &mut SourceReport,
+        progress: &Arc<Progress>,
+    ) -> Result<()> {
+        let begun = Instant::now();
+        progress.begin(format!("load {}", self.baseline.name), self.baseline.bytes_raw);
+        let pieces = feed::read_baseline(store, &self.baseline, Arc::clone(progress))?;
+        target.load(&self.baseline, pieces).await?;
+        report.seconds.baseline = begun.elapsed().as_secs_f64();
+
+        let replaying = Instant::now();
+        let total = self.segments.iter().map(|segment| segment.totals.bytes_raw).sum();
+        progress.begin(format!("replay {}", self.options.name), total);
+        let log = feed::read_log(store.clone(), self, Arc::clone(progress));
+        let applied = target.replay(&self.baseline, log, &self.cut).await?;
+        report.seconds.replay = replaying.elapsed().as_secs_f64();
+
+        progress.begin(format!("check {}", self.options.name), 0);
+        report.checked = target.finish(&applied).await?;
+        report.check = "passed";
+        report.seconds.total = begun.elapsed().as_secs_f64();
+        report.fill(applied);
+        Ok(())
+    }
+}
+
+/// Where `pitr restore` puts folders when it is not told: `./restored-20240501T030000Z`.
+pub fn default_folder(to: Timestamp) -> PathBuf {
+    Path::new(".").join(format!("restored-{}", to.compact()))
+}
+
+/// How long a restore waits for a running daemon to pass the instant.
+pub const WAIT_FOR_DAEMON: Duration = Duration::from_secs(10);

@@ -1,0 +1,147 @@
+//! What a restore reports, and leaves behind as its receipt: `pitr.restore/1`.
+//!
+//! **Invariant:** keys may be added, never renamed.
+
+use super::Job;
+use crate::clock::Timestamp;
+use crate::manifest::EngineKind;
+use crate::record::{Applied, Cut, Landing};
+use serde::Serialize;
+
+/// `pitr.restore/1`.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    /// Name and version of this document's form.
+    pub schema: &'static str,
+    /// The instant.
+    pub to: Timestamp,
+    /// Whether this only says what would be done.
+    pub plan: bool,
+    /// The largest difference between the clocks of the sources when they were captured.
+    pub skew_ms: Option<i64>,
+    /// Where the receipt is.
+    pub receipt: Option<String>,
+    /// Source by source.
+    pub sources: Vec<SourceReport>,
+}
+
+/// One source of a [`Report`].
+#[derive(Debug, Clone, Serialize)]
+pub struct SourceReport {
+    /// Name of the source.
+    pub name: String,
+    /// Kind of the source.
+    pub engine: EngineKind,
+    /// The server or folder restored into.
+    pub target: String,
+    /// Version of the server restored into.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub target_version: String,
+    /// Version of the server that the baseline was taken from.
+    pub source_version: String,
+    /// The timeline that the instant is in.
+    pub timeline: u32,
+    /// The baseline.
+    pub baseline: BaselineReport,
+    /// How many segments are replayed.
+    pub segments: u64,
+    /// Their digests, in order; none for one that is still open.
+    pub digests: Vec<Option<String>>,
+    /// Where the replay stops, as far as it is known beforehand.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cut: Option<String>,
+    /// How exactly the instant is known, in ms, where it is known by samples of the clock.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uncertainty_ms: Option<u64>,
+    /// Records applied.
+    pub records: u64,
+    /// Raw bytes of the log applied.
+    pub bytes: u64,
+    /// First record applied.
+    pub first_applied: Option<Landing>,
+    /// Last record applied.
+    pub last_applied: Option<Landing>,
+    /// First record left out.
+    pub first_left_out: Option<Landing>,
+    /// GTIDs executed at the end.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub gtids: String,
+    /// How long it took.
+    pub seconds: Seconds,
+    /// `passed`, or `planned` if nothing was done.
+    pub check: &'static str,
+    /// What the check compared.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub checked: String,
+}
+
+/// The baseline of a [`SourceReport`].
+#[derive(Debug, Clone, Serialize)]
+pub struct BaselineReport {
+    /// File name.
+    pub name: String,
+    /// The earliest instant that it can serve.
+    pub at: Timestamp,
+    /// BLAKE3 digest of its file.
+    pub digest: String,
+}
+
+/// Durations of a [`SourceReport`].
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Seconds {
+    /// Loading the baseline.
+    pub baseline: f64,
+    /// Replaying the log.
+    pub replay: f64,
+    /// Everything.
+    pub total: f64,
+}
+
+impl Job {
+    pub(super) fn report(&self) -> SourceReport {
+        SourceReport {
+            name: self.options.name.clone(),
+            engine: self.options.engine,
+            target: self.target(),
+            target_version: String::new(),
+            source_version: self.baseline.server.version.clone(),
+            timeline: self.baseline.timeline,
+            baseline: BaselineReport {
+                name: self.baseline.name.clone(),
+                at: self.baseline.at,
+                digest: self.baseline.digest.clone(),
+            },
+            segments: self.segments.len() as u64,
+            digests: self
+                .segments
+                .iter()
+                .map(|segment| segment.sealed.then(|| segment.digest.clone()))
+                .collect(),
+            cut: match &self.cut {
+                Cut::At(position) => Some(position.to_string()),
+                Cut::After(_) => None,
+            },
+            uncertainty_ms: self.uncertainty_ms,
+            records: 0,
+            bytes: 0,
+            first_applied: None,
+            last_applied: None,
+            first_left_out: None,
+            gtids: String::new(),
+            seconds: Seconds::default(),
+            check: "planned",
+            checked: String::new(),
+        }
+    }
+}
+
+impl SourceReport {
+    pub(super) fn fill(&mut self, applied: Applied) {
+        self.records = applied.records;
+        self.bytes = applied.bytes;
+        self.first_applied = applied.first;
+        self.last_applied = applied.last;
+        self.first_left_out = applied.first_left_out;
+        self.gtids = applied.gtids;
+    }
+}
