@@ -34,6 +34,18 @@ async fn mariadbd_is_mariadb_with_a_binary_log() {
 }
 
 #[tokio::test]
+async fn the_newer_mariadbd_is_of_its_series_and_restarts() {
+    let mut server = Mariadbd::start_11_8(&["--gtid-domain-id=7"]).await;
+    let of = "SELECT VERSION(), @@gtid_domain_id";
+    let (version, domain): (String, u32) = server.row(of).await;
+    assert!(version.starts_with("11.8.") && version.contains("MariaDB"), "{version}");
+    assert_eq!(domain, 7);
+    server.sql("CREATE DATABASE d; CREATE SEQUENCE d.s").await;
+    server.restart().await;
+    assert_eq!(server.row::<u32>("SELECT NEXTVAL(d.s)").await, 1);
+}
+
+#[tokio::test]
 async fn redis_server_starts_with_options_and_restarts_on_its_port() {
     let mut server = RedisServer::start(&["--databases", "4", "--appendonly", "yes"]).await;
     server.cmd_in::<()>(3, &["SET", "k", "v"]).await;

@@ -206,10 +206,11 @@ pub(super) async fn program_version(program: &str, package: &str) -> Result<Stri
 }
 
 /// The version in `mysqld  Ver 9.7.4 for Linux on x86_64` or in
-/// `mysqldump  Ver 10.19 Distrib 10.11.6-MariaDB, for debian-linux-gnu`.
+/// `mysqldump  Ver 10.19 Distrib 10.11.6-MariaDB, for debian-linux-gnu`, or in
+/// `mariadb-dump from 11.8.9-MariaDB, client 10.20 for debian-linux-gnu`.
 fn version_word(text: &str) -> Option<String> {
     let after = |mark: &str| text.split_once(mark).map(|(_, rest)| rest);
-    let rest = after("Distrib ").or_else(|| after("Ver "))?;
+    let rest = after("Distrib ").or_else(|| after("Ver ")).or_else(|| after(" from "))?;
     let word = rest.split([' ', ',']).next()?;
     word.starts_with(|c: char| c.is_ascii_digit()).then(|| word.to_owned())
 }
@@ -257,8 +258,12 @@ mod tests {
         "10.11.6-MariaDB"
     )]
     #[case::mariadb_new(
-        "mariadb-dump from 11.4.2-MariaDB, client 10.19 for Linux; Ver 11.4.2-MariaDB x",
-        "11.4.2-MariaDB"
+        "/usr/bin/mariadb-dump from 11.8.9-MariaDB, client 10.20 for debian-linux-gnu (x86_64)",
+        "11.8.9-MariaDB"
+    )]
+    #[case::mariadb_server(
+        "mariadbd  Ver 11.8.9-MariaDB-0+deb13u1 from Debian for debian-linux-gnu on x86_64 (x)",
+        "11.8.9-MariaDB-0+deb13u1"
     )]
     fn versions_of_programs_are_found(#[case] text: &str, #[case] version: &str) {
         assert_eq!(version_word(text).unwrap(), version);

@@ -13,6 +13,7 @@ use tempfile::TempDir;
 enum Flavour {
     Mysql,
     Mariadb,
+    Mariadb118,
 }
 
 /// A MySQL server (or a MariaDB server, by [`Mariadbd::start`]) with an empty data directory:
@@ -34,9 +35,14 @@ pub(crate) struct Mysqld {
 pub(crate) struct Mariadbd;
 
 impl Mariadbd {
-    /// Starts a MariaDB server with further options.
+    /// Starts a MariaDB server (10.11, the one from apt) with further options.
     pub(crate) async fn start(args: &[&str]) -> Mysqld {
         Mysqld::start_flavour(Flavour::Mariadb, &template(Flavour::Mariadb), args).await
+    }
+
+    /// Starts a MariaDB 11.8 server with further options.
+    pub(crate) async fn start_11_8(args: &[&str]) -> Mysqld {
+        Mysqld::start_flavour(Flavour::Mariadb118, &template(Flavour::Mariadb118), args).await
     }
 }
 
@@ -119,7 +125,7 @@ impl Mysqld {
                 "--enforce-gtid-consistency=ON",
                 "--log-error-verbosity=2",
             ]),
-            Flavour::Mariadb => command.arg("--gtid-strict-mode=ON"),
+            Flavour::Mariadb | Flavour::Mariadb118 => command.arg("--gtid-strict-mode=ON"),
         };
         command.args(&self.args);
         command
@@ -239,6 +245,7 @@ impl Flavour {
         match self {
             Self::Mysql => "mysqld",
             Self::Mariadb => "mariadbd",
+            Self::Mariadb118 => "mariadbd-11.8",
         }
     }
 
@@ -249,7 +256,7 @@ impl Flavour {
         let is_mariadb = version.contains("MariaDB");
         assert_eq!(
             is_mariadb,
-            self == Self::Mariadb,
+            self != Self::Mysql,
             "{} is another server ({version}): run fixtures/servers.sh",
             program.display()
         );
@@ -281,8 +288,9 @@ fn template(flavour: Flavour) -> PathBuf {
             command.arg("--innodb-redo-log-capacity=8M");
             command
         }
-        Flavour::Mariadb => {
-            let mut command = Command::new(process::program("mariadb-install-db"));
+        Flavour::Mariadb | Flavour::Mariadb118 => {
+            let installer = flavour.daemon().replace("mariadbd", "mariadb-install-db");
+            let mut command = Command::new(process::program(&installer));
             command.args(["--no-defaults", "--skip-test-db", "--force"]);
             command.args(["--auth-root-authentication-method=normal", "--skip-name-resolve"]);
             command
