@@ -12,20 +12,17 @@
 //! first event.
 
 use super::event::{
-    self, Checksum, FDE_CREATED_AT, FormatDescription, GtidEvent, Head, MAGIC, Query, Rotate, body,
-    flag, kind,
+    self, Checksum, FDE_CREATED_AT, FormatDescription, GtidEvent, MAGIC, Rotate, body, flag, kind,
 };
-use super::events::States;
 use super::gtid::GtidSet;
 use super::packet::{Framer, PacketCodec, Packets};
 use super::serve::Ended;
-use super::stream::{End, Part, Splitter, Track};
-use crate::clock::Timestamp;
+use super::stream::Part;
+use super::walk::{Next, Program, Served, Walk};
 use crate::error::{Error, Result};
 use crate::position::Position;
-use crate::record::{Applied, Cut, Landing, OpenLog, Piece};
-use bytes::{Buf, Bytes, BytesMut};
-use std::fmt;
+use crate::record::{Landing, Piece};
+use bytes::{Bytes, BytesMut};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -36,39 +33,6 @@ use tokio::sync::{mpsc, watch};
 const WRITE_BYTES: usize = 512 << 10;
 /// Where the flags stand in an event's head.
 const FLAGS_AT: usize = 17;
-
-/// What is replayed.
-#[derive(Clone)]
-pub(super) struct Program {
-    /// Reads the log from the beginning of the plan.
-    pub(super) log: OpenLog,
-    /// Where to stop.
-    pub(super) cut: Cut,
-    /// Everything executed before the beginning.
-    pub(super) base: GtidSet,
-    /// The scheduled events, as they are at the beginning.
-    pub(super) events: States,
-}
-
-impl fmt::Debug for Program {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Program")
-            .field("cut", &self.cut)
-            .field("base", &self.base)
-            .finish_non_exhaustive()
-    }
-}
-
-/// What stands before the cut.
-#[derive(Debug, Clone)]
-pub(super) struct Served {
-    /// As the receipt has it.
-    pub(super) applied: Applied,
-    /// Everything executed at the cut.
-    pub(super) gtids: GtidSet,
-    /// The scheduled events at the cut.
-    pub(super) events: States,
-}
 
 /// One stream to one replica.
 pub(super) struct Dump<'a> {
@@ -82,19 +46,12 @@ pub(super) struct Dump<'a> {
     has: GtidSet,
     heartbeat: Duration,
     version_2: bool,
-    walk: Walk,
+    walk: Walk<'a>,
+    told: Told,
 }
 
-/// Where in the log the stream is.
-struct Walk {
-    /// `None` until the log's first piece.
-    track: Option<Track>,
-    splitter: Splitter,
-    /// How many of the file's magic bytes are still to come.
-    magic_left: usize,
-    /// FORMAT_DESCRIPTION and PREVIOUS_GTIDS of the file.
-    format: Bytes,
-    previous: Bytes,
+/// What the replica was told so far.
+struct Told {
     /// Whether anything was sent: then the replica knows which file it is in.
     started: bool,
     /// Whether something was left out since the last event that was sent.
@@ -105,11 +62,6 @@ struct Walk {
     rotated: Option<String>,
     /// How the events made up between two files have to be written.
     checksum: Checksum,
-    records: u64,
-    bytes: u64,
-    first: Option<GtidEvent>,
-    last: Option<GtidEvent>,
-    events: States,
 }
 
 /// What the bytes so far came to.
@@ -141,7 +93,15 @@ impl<'a> Dump<'a> {
             has,
             heartbeat: Duration::from_secs(1),
             version_2: false,
-            walk: Walk::new(program.events.clone()),
+            walk: Walk::new(program),
+            told: Told {
+                started: false,
+                skipped: false,
+                sending: false,
+                rotated: None,
+                // What the replica was told it is until the first FORMAT_DESCRIPTION.
+                checksum: Checksum::Crc32,
+            },
         }
     }
 
@@ -157,7 +117,7 @@ impl<'a> Dump<'a> {
             Ok(left_out) => left_out,
             Err(ended) => return ended,
         };
-        match self.served(left_out) {
+        match self.walk.served(left_out) {
             Ok(all) => drop(served.send_replace(Some(Arc::new(all)))),
             Err(error) => return Ended::Fatal(error),
         }
@@ -184,7 +144,7 @@ impl<'a> Dump<'a> {
                 Some(Piece::Log { at, head }) => self.open(&at, &head).map_err(Ended::Fatal)?,
                 Some(Piece::Bytes(bytes)) => self.take(bytes).await?,
                 None => {
-                    self.check_end().map_err(Ended::Fatal)?;
+                    self.walk.check_end().map_err(Ended::Fatal)?;
                     break None;
                 }
             };
@@ -194,7 +154,7 @@ impl<'a> Dump<'a> {
                 Step::Cut(None) => break self.walk.look_ahead(&mut pieces).await,
             }
         };
-        if !self.walk.started {
+        if !self.told.started {
             self.start().map_err(Ended::Fatal)?;
         }
         self.flush().await?;
@@ -212,7 +172,7 @@ impl<'a> Dump<'a> {
                 piece = pieces.recv() => return Ok(piece),
                 () = tokio::time::sleep(self.heartbeat) => {
                     // Never within a transaction.
-                    if self.walk.started && !self.walk.is_open() {
+                    if self.told.started && !self.walk.is_open() {
                         self.beat().await?;
                     }
                 }
@@ -223,104 +183,57 @@ impl<'a> Dump<'a> {
 
     /// The log goes on at `at`.
     fn open(&mut self, at: &Position, head: &Bytes) -> Result<Step> {
-        let first = self.walk.track.is_none();
-        self.walk.open(at, head, &self.program.base)?;
-        if first && self.walk.format.is_empty() && at.offset > MAGIC.len() as u64 {
-            return Err(Error::corrupt(format!("{at}: the head of the file is missing")));
-        }
-        if self.walk.started && self.walk.is_at_file_start() {
+        let at_cut = self.walk.open(at, head)?;
+        if self.told.started && self.walk.is_at_file_start() {
             self.rotate()?;
         }
-        self.at_place()
-    }
-
-    /// Whether the cut is at this place.
-    fn at_place(&self) -> Result<Step> {
-        let (Cut::At(cut), Some(track)) = (&self.program.cut, &self.walk.track) else {
-            return Ok(Step::More);
-        };
-        let at = cut.offset.max(MAGIC.len() as u64);
-        if cut.log != track.log || track.offset < at {
-            return Ok(Step::More);
-        }
-        if track.offset > at || track.is_open() {
-            return Err(Error::usage(format!("{cut} lies within a transaction, or an event"))
-                .hint("restore to an instant instead: it is cut between transactions"));
-        }
-        Ok(Step::Cut(None))
+        Ok(if at_cut { Step::Cut(None) } else { Step::More })
     }
 
     /// Sends what stands in `bytes` before the cut.
     async fn take(&mut self, bytes: Bytes) -> Result<Step, Ended> {
         self.walk.push(bytes).map_err(Ended::Fatal)?;
-        while let Some(part) = self.walk.splitter.next().map_err(Ended::Fatal)? {
-            let step = self.part(&part).map_err(Ended::Fatal)?;
+        while let Some(next) = self.walk.next().map_err(Ended::Fatal)? {
+            let (part, begins) = match next {
+                Next::Part(part, begins) => (part, begins),
+                Next::Cut(left_out) => return Ok(Step::Cut(left_out)),
+            };
+            let at_cut = self.part(&part, begins.as_ref()).map_err(Ended::Fatal)?;
             if self.out.len() >= WRITE_BYTES {
                 self.flush().await?;
             }
-            if let Step::Cut(_) = step {
-                return Ok(step);
+            if at_cut {
+                return Ok(Step::Cut(None));
             }
         }
         Ok(Step::More)
     }
 
-    fn part(&mut self, part: &Part) -> Result<Step> {
-        if let Some(head) = &part.head
-            && let Step::Cut(left_out) = self.begin(head, part)?
-        {
-            return Ok(Step::Cut(left_out));
+    /// Sends a part, if the replica needs it. Says whether the cut is behind it.
+    fn part(&mut self, part: &Part, begins: Option<&GtidEvent>) -> Result<bool> {
+        if let Some(head) = &part.head {
+            if head.server_id == self.replica_id {
+                return Err(self.walk.track()?.corrupt(&format!(
+                    "an event has server_id {}, which is the target's own: it would drop it",
+                    head.server_id
+                )));
+            }
+            match begins {
+                Some(event) => self.begin_record(event)?,
+                None if !self.walk.is_open() => self.told.sending = self.told.started,
+                None => {}
+            }
         }
-        let end = self.walk.track()?.take(part)?;
-        self.walk.bytes += part.bytes.len() as u64;
-        if self.walk.sending {
+        // The file's checksum is known only when its FORMAT_DESCRIPTION was gone over.
+        let at_cut = self.walk.take(part)?;
+        if self.told.sending {
             self.emit(part)?;
         }
-        match end {
-            Some(End::Record(event)) => {
-                self.walk.records += 1;
-                self.walk.first.get_or_insert(event);
-                self.walk.last = Some(event);
-                self.at_place()
-            }
-            Some(End::Outside) => self.at_place(),
-            Some(End::Within) | None => Ok(Step::More),
-        }
+        Ok(at_cut)
     }
 
-    /// Looks at the first part of an event: whether the cut is before it, and whether it is sent.
-    fn begin(&mut self, head: &Head, part: &Part) -> Result<Step> {
-        let checksum = self.walk.track()?.checksum;
-        if head.server_id == self.replica_id {
-            return Err(self.walk.track()?.corrupt(&format!(
-                "an event has server_id {}, which is the target's own: it would drop it",
-                head.server_id
-            )));
-        }
-        match head.kind {
-            _ if head.is_gtid() => {
-                let event = GtidEvent::parse(head.kind, body(&part.bytes, checksum)?)?;
-                return self.begin_record(&event);
-            }
-            kind::INCIDENT => {
-                return Err(self.walk.track()?.corrupt("the source lost events here (INCIDENT)"));
-            }
-            kind::FORMAT_DESCRIPTION => {
-                self.walk.format = part.bytes.clone();
-                self.walk.previous = Bytes::new();
-            }
-            kind::PREVIOUS_GTIDS => self.walk.previous = part.bytes.clone(),
-            kind::QUERY if self.walk.is_open() => self.walk.note_statement(part, checksum)?,
-            _ => {}
-        }
-        if !self.walk.is_open() {
-            self.walk.sending = self.walk.started;
-        }
-        Ok(Step::More)
-    }
-
-    /// A transaction begins: is it before the cut, and does the replica need it?
-    fn begin_record(&mut self, event: &GtidEvent) -> Result<Step> {
+    /// A transaction begins: does the replica need it?
+    fn begin_record(&mut self, event: &GtidEvent) -> Result<()> {
         let Some(gtid) = event.gtid else {
             return Err(Error::refused(format!(
                 "{} transactions have no GTID: they cannot be replayed by auto-position",
@@ -328,32 +241,21 @@ impl<'a> Dump<'a> {
             ))
             .hint("set gtid_mode = ON on the source, and take a new baseline"));
         };
-        if let Cut::After(until) = self.program.cut {
-            let at = event.immediate_commit_ts.ok_or_else(|| {
-                Error::refused(format!(
-                    "the source wrote no commit time for {gtid}: give a place, not a time"
-                ))
-                .hint("servers before MySQL 8.0.2 do not write commit times; upgrade the source")
-            })?;
-            if at > until {
-                return Ok(Step::Cut(landing(Some(*event))));
-            }
-        }
-        self.walk.sending = !self.has.contains(gtid);
-        if self.walk.sending && !self.walk.started {
+        self.told.sending = !self.has.contains(gtid);
+        if self.told.sending && !self.told.started {
             self.start()?;
         }
-        if self.walk.sending && self.walk.skipped {
+        if self.told.sending && self.told.skipped {
             self.put_heartbeat()?;
-            self.walk.skipped = false;
+            self.told.skipped = false;
         }
-        self.walk.skipped |= !self.walk.sending;
-        Ok(Step::More)
+        self.told.skipped |= !self.told.sending;
+        Ok(())
     }
 
     /// Tells the replica which file it is in, and how that is written.
     fn start(&mut self) -> Result<()> {
-        self.walk.started = true;
+        self.told.started = true;
         if self.walk.format.is_empty() {
             // The log has nothing at all: the archive ends where the baseline begins.
             return Ok(());
@@ -365,7 +267,7 @@ impl<'a> Dump<'a> {
         if !previous.is_empty() {
             self.put_event(&previous)?;
         }
-        self.walk.skipped = true;
+        self.told.skipped = true;
         Ok(())
     }
 
@@ -373,14 +275,14 @@ impl<'a> Dump<'a> {
     fn rotate(&mut self) -> Result<()> {
         let log = self.walk.track()?.log.clone();
         let position = MAGIC.len() as u64;
-        let rotate = event::artificial_rotate(self.server_id, &log, position, self.walk.checksum);
-        self.walk.rotated = None;
+        let rotate = event::artificial_rotate(self.server_id, &log, position, self.told.checksum);
+        self.told.rotated = None;
         self.put_event(&rotate)
     }
 
     /// FORMAT_DESCRIPTION as it goes over the wire.
     fn format(&mut self, stored: &[u8], again: bool) -> Result<()> {
-        self.walk.checksum = FormatDescription::parse(stored)?.checksum;
+        self.told.checksum = FormatDescription::parse(stored)?.checksum;
         let mut format = stored.to_vec();
         if let Some(flags) = format.get_mut(FLAGS_AT) {
             *flags &= !(flag::IN_USE as u8);
@@ -399,7 +301,7 @@ impl<'a> Dump<'a> {
                 kind::ROTATE => {
                     let checksum = self.walk.track()?.checksum;
                     let next = Rotate::parse(body(&part.bytes, checksum)?)?;
-                    self.walk.rotated = Some(next.file);
+                    self.told.rotated = Some(next.file);
                 }
                 _ => {}
             }
@@ -422,12 +324,12 @@ impl<'a> Dump<'a> {
     }
 
     fn put_heartbeat(&mut self) -> Result<()> {
-        let Some(track) = &self.walk.track else { return Ok(()) };
-        let (log, offset) = match &self.walk.rotated {
+        let Ok(track) = self.walk.track() else { return Ok(()) };
+        let (log, offset) = match &self.told.rotated {
             Some(next) => (next.as_str(), MAGIC.len() as u64),
             None => (track.log.as_str(), track.offset),
         };
-        let checksum = self.walk.checksum;
+        let checksum = self.told.checksum;
         let heartbeat = if self.version_2 {
             event::heartbeat_v2(self.server_id, log, offset, checksum)
         } else if u32::try_from(offset).is_ok() {
@@ -453,178 +355,6 @@ impl<'a> Dump<'a> {
             Ended::Closed(Error::unavailable("the replica went away").source(error))
         })
     }
-
-    /// The archive is at its end: was that where the log may stop?
-    fn check_end(&self) -> Result<()> {
-        let Some(track) = &self.walk.track else {
-            return match &self.program.cut {
-                Cut::After(_) => Ok(()),
-                Cut::At(at) => Err(Error::corrupt(format!("the archive has nothing before {at}"))),
-            };
-        };
-        if track.is_open() || !self.walk.splitter.is_between_events() {
-            return Err(track.corrupt("the archive ends within a transaction"));
-        }
-        match &self.program.cut {
-            Cut::After(_) => Ok(()),
-            Cut::At(at) => Err(track.corrupt(&format!("the archive ends before {at}"))),
-        }
-    }
-
-    fn served(&self, first_left_out: Option<Landing>) -> Result<Served> {
-        let walk = &self.walk;
-        let gtids = match &walk.track {
-            Some(track) => track.gtids.clone().ok_or_else(|| Error::bug("no GTIDs are known"))?,
-            None => self.program.base.clone(),
-        };
-        let applied = Applied {
-            records: walk.records,
-            bytes: walk.bytes,
-            first: landing(walk.first),
-            last: landing(walk.last),
-            first_left_out,
-            gtids: gtids.to_string(),
-        };
-        Ok(Served { applied, gtids, events: walk.events.clone() })
-    }
-}
-
-impl Walk {
-    fn new(events: States) -> Self {
-        Self {
-            track: None,
-            splitter: Splitter::default(),
-            magic_left: 0,
-            format: Bytes::new(),
-            previous: Bytes::new(),
-            started: false,
-            skipped: false,
-            sending: false,
-            rotated: None,
-            // What the replica was told it is until the first FORMAT_DESCRIPTION.
-            checksum: Checksum::Crc32,
-            records: 0,
-            bytes: 0,
-            first: None,
-            last: None,
-            events,
-        }
-    }
-
-    fn track(&mut self) -> Result<&mut Track> {
-        self.track.as_mut().ok_or_else(|| Error::bug("bytes of a log before its name"))
-    }
-
-    fn is_open(&self) -> bool {
-        self.track.as_ref().is_some_and(Track::is_open)
-    }
-
-    fn is_at_file_start(&self) -> bool {
-        self.track.as_ref().is_some_and(|track| track.offset == MAGIC.len() as u64)
-    }
-
-    fn place(&self) -> String {
-        self.track.as_ref().map_or_else(String::new, |t| format!("{}:{}", t.log, t.offset))
-    }
-
-    fn open(&mut self, at: &Position, head: &Bytes, base: &GtidSet) -> Result<()> {
-        let magic = MAGIC.len() as u64;
-        let start = at.offset.max(magic);
-        if !self.splitter.is_between_events() || self.magic_left > 0 {
-            return Err(Error::corrupt(format!(
-                "{} ends within an event, and {at} follows",
-                self.place()
-            )));
-        }
-        match &mut self.track {
-            // The same file goes on.
-            Some(track) if track.log == at.log && track.offset == start => return Ok(()),
-            Some(track) if start == magic => track.begin_file(&at.log)?,
-            Some(track) => {
-                return Err(track.corrupt(&format!("the archive goes on at {at}, not here")));
-            }
-            None => self.track = Some(Track::new(&at.log, start, Some(base.clone()))),
-        }
-        self.magic_left = usize::try_from(magic.saturating_sub(at.offset)).unwrap_or(0);
-        if start > magic {
-            self.read_head(at, head)?;
-        }
-        Ok(())
-    }
-
-    /// Takes FORMAT_DESCRIPTION and PREVIOUS_GTIDS from the head of a file whose middle follows.
-    fn read_head(&mut self, at: &Position, head: &Bytes) -> Result<()> {
-        let cut_short = || Error::corrupt(format!("{at}: the head of the file is cut short"));
-        let mut rest = head.clone();
-        if rest.len() < MAGIC.len() || rest.split_to(MAGIC.len()) != MAGIC[..] {
-            return Err(cut_short());
-        }
-        let format = Head::parse(&rest)?;
-        if format.kind != kind::FORMAT_DESCRIPTION || rest.len() < format.length as usize {
-            return Err(cut_short());
-        }
-        self.format = rest.split_to(format.length as usize);
-        self.track()?.checksum = FormatDescription::parse(&self.format)?.checksum;
-        // A list of GTIDs may be longer than the head; replicas can do without.
-        if let Ok(previous) = Head::parse(&rest)
-            && previous.kind == kind::PREVIOUS_GTIDS
-            && rest.len() >= previous.length as usize
-        {
-            self.previous = rest.split_to(previous.length as usize);
-        }
-        Ok(())
-    }
-
-    fn push(&mut self, mut bytes: Bytes) -> Result<()> {
-        let magic = self.magic_left.min(bytes.len());
-        let expected = MAGIC.get(MAGIC.len() - self.magic_left..).unwrap_or_default();
-        if !expected.starts_with(bytes.get(..magic).unwrap_or_default()) {
-            return Err(self.track()?.corrupt("not a binlog"));
-        }
-        self.magic_left -= magic;
-        bytes.advance(magic);
-        self.track()?;
-        self.splitter.push(bytes);
-        Ok(())
-    }
-
-    /// Scheduled events are made and changed by statements.
-    fn note_statement(&mut self, part: &Part, checksum: Checksum) -> Result<()> {
-        let bytes = if part.last {
-            body(&part.bytes, checksum)?
-        } else {
-            part.bytes.get(event::HEAD_BYTES..).unwrap_or_default()
-        };
-        let query = Query::parse(bytes)?;
-        self.events.note(query.schema, query.statement);
-        Ok(())
-    }
-
-    /// The first record behind a cut at a place. It is only named, so that trouble behind the cut
-    /// is none.
-    async fn look_ahead(&mut self, pieces: &mut mpsc::Receiver<Result<Piece>>) -> Option<Landing> {
-        loop {
-            while let Ok(Some(part)) = self.splitter.next() {
-                let Some(head) = &part.head else { continue };
-                if head.is_gtid() {
-                    let checksum = self.track.as_ref()?.checksum;
-                    let event = GtidEvent::parse(head.kind, body(&part.bytes, checksum).ok()?);
-                    return landing(event.ok());
-                }
-            }
-            match pieces.recv().await?.ok()? {
-                Piece::Bytes(bytes) => self.push(bytes).ok()?,
-                Piece::Log { .. } => return None,
-            }
-        }
-    }
-}
-
-fn landing(event: Option<GtidEvent>) -> Option<Landing> {
-    let event = event?;
-    let position = event.gtid.map_or_else(|| "anonymous".into(), |gtid| gtid.to_string());
-    let at: Option<Timestamp> = event.immediate_commit_ts;
-    Some(Landing { position, at })
 }
 
 /// Waits until the other side is gone. A replica says nothing after it asked for a dump.

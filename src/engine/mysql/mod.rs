@@ -38,5 +38,6 @@ mod server;
 mod target;
 mod tools;
 mod unwrap;
+mod walk;
 
 pub use target::MysqlTarget;

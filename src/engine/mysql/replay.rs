@@ -4,9 +4,9 @@
 //! one of its replication threads, or the log, says why that cannot be. It waits for nothing else.
 
 use super::ask;
-use super::dump::Served;
 use super::gtid::GtidSet;
 use super::serve::ReplaySource;
+use super::walk::Served;
 use crate::error::{Error, Result};
 use mysql_async::{Conn, Row};
 use std::net::{IpAddr, SocketAddr};

@@ -11,10 +11,11 @@
 //! version that is announced.
 
 use super::auth::{self, Greeting, OK_PACKET, Plugin, ServerError};
-use super::dump::{Dump, Program, Served};
+use super::dump::Dump;
 use super::event::Reader;
 use super::gtid::GtidSet;
 use super::packet::{PacketCodec, Packets, receive, send};
+use super::walk::{Program, Served};
 use crate::clock::Timestamp;
 use crate::engine::Secret;
 use crate::error::{Context, Error, Result};

@@ -8,12 +8,12 @@
 //! a server keeps its replication settings then: neither can be taken for a restored one.
 
 use super::accounts::{self, Account};
-use super::dump::Program;
 use super::events::States;
 use super::gtid::GtidSet;
 use super::load::{self, Baseline};
 use super::serve::{Identity, ReplaySource};
 use super::server::{LARGEST_PACKET, ScratchServer, Setup};
+use super::walk::Program;
 use super::{ask, check, preflight, replay, sql, tools};
 use crate::durable;
 use crate::engine::{Endpoint, Needs, Target, TargetOptions, Work, tls};

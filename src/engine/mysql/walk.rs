@@ -1,0 +1,357 @@
+//! The walk over an archived log up to the cut, whichever way what is found goes into the target.
+//!
+//! It says where each file begins, which transaction begins with an event and which ends with it,
+//! and where the cut is; it counts what a receipt tells, and takes note of scheduled events. What
+//! is done with the events is the caller's.
+//!
+//! **Invariant:** the cut is decided before the first event of a record, and nothing behind it is
+//! ever handed out.
+
+use super::event::{self, Checksum, FormatDescription, GtidEvent, Head, MAGIC, Query, body, kind};
+use super::events::States;
+use super::gtid::GtidSet;
+use super::stream::{End, Part, Splitter, Track};
+use crate::clock::Timestamp;
+use crate::error::{Error, Result};
+use crate::position::Position;
+use crate::record::{Applied, Cut, Landing, OpenLog, Piece};
+use bytes::{Buf, Bytes};
+use std::fmt;
+use tokio::sync::mpsc;
+
+/// What is replayed.
+#[derive(Clone)]
+pub(super) struct Program {
+    /// Reads the log from the beginning of the plan.
+    pub(super) log: OpenLog,
+    /// Where to stop.
+    pub(super) cut: Cut,
+    /// Everything executed before the beginning.
+    pub(super) base: GtidSet,
+    /// The scheduled events, as they are at the beginning.
+    pub(super) events: States,
+}
+
+impl fmt::Debug for Program {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Program")
+            .field("cut", &self.cut)
+            .field("base", &self.base)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What stands before the cut.
+#[derive(Debug, Clone)]
+pub(super) struct Served {
+    /// As the receipt has it.
+    pub(super) applied: Applied,
+    /// Everything executed at the cut.
+    pub(super) gtids: GtidSet,
+    /// The scheduled events at the cut.
+    pub(super) events: States,
+}
+
+/// Where in the log the walk is.
+pub(super) struct Walk<'a> {
+    program: &'a Program,
+    /// `None` until the log's first piece.
+    track: Option<Track>,
+    splitter: Splitter,
+    /// How many of the file's magic bytes are still to come.
+    magic_left: usize,
+    /// FORMAT_DESCRIPTION and PREVIOUS_GTIDS of the file.
+    pub(super) format: Bytes,
+    pub(super) previous: Bytes,
+    records: u64,
+    bytes: u64,
+    first: Option<GtidEvent>,
+    last: Option<GtidEvent>,
+    events: States,
+}
+
+/// What comes next in the log.
+pub(super) enum Next {
+    /// A part of an event, to be given to [`Walk::take`] once it is dealt with; and the
+    /// transaction, if one begins with it.
+    Part(Part, Option<GtidEvent>),
+    /// The cut, and the first record behind it.
+    Cut(Option<Landing>),
+}
+
+impl<'a> Walk<'a> {
+    /// At the beginning of the plan.
+    pub(super) fn new(program: &'a Program) -> Self {
+        Self {
+            program,
+            track: None,
+            splitter: Splitter::default(),
+            magic_left: 0,
+            format: Bytes::new(),
+            previous: Bytes::new(),
+            records: 0,
+            bytes: 0,
+            first: None,
+            last: None,
+            events: program.events.clone(),
+        }
+    }
+
+    /// The file that the walk is in.
+    pub(super) fn track(&self) -> Result<&Track> {
+        self.track.as_ref().ok_or_else(|| Error::bug("bytes of a log before its name"))
+    }
+
+    /// Whether a transaction, or an event, is open.
+    pub(super) fn is_open(&self) -> bool {
+        self.track.as_ref().is_some_and(Track::is_open)
+    }
+
+    /// Whether nothing of the file but its magic bytes was walked over.
+    pub(super) fn is_at_file_start(&self) -> bool {
+        self.track.as_ref().is_some_and(|track| track.offset == MAGIC.len() as u64)
+    }
+
+    /// The place, for messages.
+    pub(super) fn place(&self) -> String {
+        self.track.as_ref().map_or_else(String::new, |t| format!("{}:{}", t.log, t.offset))
+    }
+
+    /// The log goes on at `at`. Says whether the cut is there.
+    ///
+    /// # Errors
+    /// Corrupt, if that is not where the walk is.
+    pub(super) fn open(&mut self, at: &Position, head: &Bytes) -> Result<bool> {
+        let first = self.track.is_none();
+        self.open_file(at, head)?;
+        if first && self.format.is_empty() && at.offset > MAGIC.len() as u64 {
+            return Err(Error::corrupt(format!("{at}: the head of the file is missing")));
+        }
+        self.is_at_cut()
+    }
+
+    fn open_file(&mut self, at: &Position, head: &Bytes) -> Result<()> {
+        let magic = MAGIC.len() as u64;
+        let start = at.offset.max(magic);
+        if !self.splitter.is_between_events() || self.magic_left > 0 {
+            return Err(Error::corrupt(format!(
+                "{} ends within an event, and {at} follows",
+                self.place()
+            )));
+        }
+        match &mut self.track {
+            // The same file goes on.
+            Some(track) if track.log == at.log && track.offset == start => return Ok(()),
+            Some(track) if start == magic => track.begin_file(&at.log)?,
+            Some(track) => {
+                return Err(track.corrupt(&format!("the archive goes on at {at}, not here")));
+            }
+            None => {
+                let base = self.program.base.clone();
+                self.track = Some(Track::new(&at.log, start, Some(base)));
+            }
+        }
+        self.magic_left = usize::try_from(magic.saturating_sub(at.offset)).unwrap_or(0);
+        if start > magic {
+            self.read_head(at, head)?;
+        }
+        Ok(())
+    }
+
+    /// Takes FORMAT_DESCRIPTION and PREVIOUS_GTIDS from the head of a file whose middle follows.
+    fn read_head(&mut self, at: &Position, head: &Bytes) -> Result<()> {
+        let cut_short = || Error::corrupt(format!("{at}: the head of the file is cut short"));
+        let mut rest = head.clone();
+        if rest.len() < MAGIC.len() || rest.split_to(MAGIC.len()) != MAGIC[..] {
+            return Err(cut_short());
+        }
+        let format = Head::parse(&rest)?;
+        if format.kind != kind::FORMAT_DESCRIPTION || rest.len() < format.length as usize {
+            return Err(cut_short());
+        }
+        self.format = rest.split_to(format.length as usize);
+        let checksum = FormatDescription::parse(&self.format)?.checksum;
+        if let Some(track) = &mut self.track {
+            track.checksum = checksum;
+        }
+        // A list of GTIDs may be longer than the head; replicas can do without.
+        if let Ok(previous) = Head::parse(&rest)
+            && previous.kind == kind::PREVIOUS_GTIDS
+            && rest.len() >= previous.length as usize
+        {
+            self.previous = rest.split_to(previous.length as usize);
+        }
+        Ok(())
+    }
+
+    /// Adds the next bytes. All parts of those before must have been taken.
+    pub(super) fn push(&mut self, mut bytes: Bytes) -> Result<()> {
+        let magic = self.magic_left.min(bytes.len());
+        let expected = MAGIC.get(MAGIC.len() - self.magic_left..).unwrap_or_default();
+        if !expected.starts_with(bytes.get(..magic).unwrap_or_default()) {
+            return Err(self.track()?.corrupt("not a binlog"));
+        }
+        self.magic_left -= magic;
+        bytes.advance(magic);
+        self.track()?;
+        self.splitter.push(bytes);
+        Ok(())
+    }
+
+    /// What comes next, or `None` until more bytes are pushed.
+    ///
+    /// # Errors
+    /// Corrupt, if it is no log, or one in which events were lost.
+    pub(super) fn next(&mut self) -> Result<Option<Next>> {
+        let Some(part) = self.splitter.next()? else { return Ok(None) };
+        let Some(head) = &part.head else { return Ok(Some(Next::Part(part, None))) };
+        let checksum = self.track()?.checksum;
+        match head.kind {
+            _ if head.is_gtid() => {
+                let event = GtidEvent::parse(head.kind, body(&part.bytes, checksum)?)?;
+                if self.is_behind_cut(&event)? {
+                    return Ok(Some(Next::Cut(landing(Some(event)))));
+                }
+                return Ok(Some(Next::Part(part, Some(event))));
+            }
+            kind::INCIDENT => {
+                return Err(self.track()?.corrupt("the source lost events here (INCIDENT)"));
+            }
+            kind::FORMAT_DESCRIPTION => {
+                self.format = part.bytes.clone();
+                self.previous = Bytes::new();
+            }
+            kind::PREVIOUS_GTIDS => self.previous = part.bytes.clone(),
+            kind::QUERY if self.is_open() => self.note_statement(&part, checksum)?,
+            _ => {}
+        }
+        Ok(Some(Next::Part(part, None)))
+    }
+
+    /// Goes over a part. Says whether the cut is behind it.
+    ///
+    /// # Errors
+    /// Corrupt, if it is not what a server writes there.
+    pub(super) fn take(&mut self, part: &Part) -> Result<bool> {
+        let track =
+            self.track.as_mut().ok_or_else(|| Error::bug("bytes of a log before its name"))?;
+        let end = track.take(part)?;
+        self.bytes += part.bytes.len() as u64;
+        match end {
+            Some(End::Record(event)) => {
+                self.records += 1;
+                self.first.get_or_insert(event);
+                self.last = Some(event);
+                self.is_at_cut()
+            }
+            Some(End::Outside) => self.is_at_cut(),
+            Some(End::Within) | None => Ok(false),
+        }
+    }
+
+    fn is_behind_cut(&self, event: &GtidEvent) -> Result<bool> {
+        let Cut::After(until) = self.program.cut else { return Ok(false) };
+        let at = event.immediate_commit_ts.ok_or_else(|| {
+            let name = event.gtid.map_or_else(|| "a transaction".into(), |gtid| gtid.to_string());
+            Error::refused(format!(
+                "the source wrote no commit time for {name}: give a place, not a time"
+            ))
+            .hint("servers before MySQL 8.0.2 do not write commit times; upgrade the source")
+        })?;
+        Ok(at > until)
+    }
+
+    /// Whether the cut is at this place.
+    fn is_at_cut(&self) -> Result<bool> {
+        let (Cut::At(cut), Some(track)) = (&self.program.cut, &self.track) else {
+            return Ok(false);
+        };
+        let at = cut.offset.max(MAGIC.len() as u64);
+        if cut.log != track.log || track.offset < at {
+            return Ok(false);
+        }
+        if track.offset > at || track.is_open() {
+            return Err(Error::usage(format!("{cut} lies within a transaction, or an event"))
+                .hint("restore to an instant instead: it is cut between transactions"));
+        }
+        Ok(true)
+    }
+
+    /// Scheduled events are made and changed by statements.
+    fn note_statement(&mut self, part: &Part, checksum: Checksum) -> Result<()> {
+        let bytes = if part.last {
+            body(&part.bytes, checksum)?
+        } else {
+            part.bytes.get(event::HEAD_BYTES..).unwrap_or_default()
+        };
+        let query = Query::parse(bytes)?;
+        self.events.note(query.schema, query.statement);
+        Ok(())
+    }
+
+    /// The archive is at its end: is that where the log may stop?
+    ///
+    /// # Errors
+    /// Corrupt, if a transaction is open or the cut was not reached.
+    pub(super) fn check_end(&self) -> Result<()> {
+        let Some(track) = &self.track else {
+            return match &self.program.cut {
+                Cut::After(_) => Ok(()),
+                Cut::At(at) => Err(Error::corrupt(format!("the archive has nothing before {at}"))),
+            };
+        };
+        if track.is_open() || !self.splitter.is_between_events() {
+            return Err(track.corrupt("the archive ends within a transaction"));
+        }
+        match &self.program.cut {
+            Cut::After(_) => Ok(()),
+            Cut::At(at) => Err(track.corrupt(&format!("the archive ends before {at}"))),
+        }
+    }
+
+    /// What was walked over.
+    pub(super) fn served(&self, first_left_out: Option<Landing>) -> Result<Served> {
+        let gtids = match &self.track {
+            Some(track) => track.gtids.clone().ok_or_else(|| Error::bug("no GTIDs are known"))?,
+            None => self.program.base.clone(),
+        };
+        let applied = Applied {
+            records: self.records,
+            bytes: self.bytes,
+            first: landing(self.first),
+            last: landing(self.last),
+            first_left_out,
+            gtids: gtids.to_string(),
+        };
+        Ok(Served { applied, gtids, events: self.events.clone() })
+    }
+
+    /// The first record behind a cut at a place. It is only named, so that trouble behind the cut
+    /// is none.
+    pub(super) async fn look_ahead(
+        &mut self,
+        pieces: &mut mpsc::Receiver<Result<Piece>>,
+    ) -> Option<Landing> {
+        loop {
+            while let Ok(Some(part)) = self.splitter.next() {
+                let Some(head) = &part.head else { continue };
+                if head.is_gtid() {
+                    let checksum = self.track.as_ref()?.checksum;
+                    let event = GtidEvent::parse(head.kind, body(&part.bytes, checksum).ok()?);
+                    return landing(event.ok());
+                }
+            }
+            match pieces.recv().await?.ok()? {
+                Piece::Bytes(bytes) => self.push(bytes).ok()?,
+                Piece::Log { .. } => return None,
+            }
+        }
+    }
+}
+
+fn landing(event: Option<GtidEvent>) -> Option<Landing> {
+    let event = event?;
+    let position = event.gtid.map_or_else(|| "anonymous".into(), |gtid| gtid.to_string());
+    let at: Option<Timestamp> = event.immediate_commit_ts;
+    Some(Landing { position, at })
+}
