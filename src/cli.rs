@@ -9,6 +9,7 @@ use crate::config::{self, Config};
 use crate::daemon;
 use crate::engine::{Endpoint, Secret};
 use crate::error::{Class, Context, Error, Result};
+use crate::export;
 use crate::restore::{self, Progress};
 use crate::windows;
 use clap::{Args, CommandFactory, Parser, Subcommand};
@@ -75,6 +76,8 @@ enum Command {
     Windows,
     /// Put sources back to one instant
     Restore(RestoreArgs),
+    /// Write a source's binlog files, byte for byte, from the archive alone
+    Export(ExportArgs),
     /// Rebuild the catalog from the archive
     Reindex,
     /// Start scratch servers, work on them, break something, restore to just before, and compare
@@ -127,6 +130,35 @@ struct RestoreArgs {
     /// Print what would be done, and stop
     #[arg(long)]
     plan: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  pitr export --source shop-mysql --out binlogs
+  pitr export --source shop-mysql --out binlogs --from '2 hours ago'
+
+Only a file that is whole gets the name that it has at the source. The newest, which still grows,
+and one of which the archive lacks a part say so in their names: binlog.000007.until-8190.")]
+struct ExportArgs {
+    /// The source
+    #[arg(long, value_name = "NAME")]
+    source: String,
+    /// A new or empty folder to write to
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Only this timeline
+    #[arg(long, value_name = "N")]
+    timeline: Option<u32>,
+    /// Only files with what was committed from then on
+    #[arg(long, value_name = "T")]
+    from: Option<String>,
+    /// Only files with what was committed until then
+    #[arg(long, value_name = "T")]
+    to: Option<String>,
+    /// Zone of civil times [default: the configuration's, else this host's]
+    #[arg(long, value_name = "ZONE")]
+    tz: Option<String>,
 }
 
 /// Parses the command line, runs the command, and reports.
@@ -205,6 +237,7 @@ fn run(cli: Cli) -> Result<()> {
             show(&report, cli.json, || report.text(config.zone))
         }
         Command::Restore(args) => restore(&config, &args, cli.json),
+        Command::Export(args) => export(&config, args, cli.json),
         Command::Reindex => reindex(&config, cli.json),
         Command::Demo { .. } | Command::Completions { .. } | Command::Man => Ok(()),
     }
@@ -287,6 +320,34 @@ fn reindex(config: &Config, json: bool) -> Result<()> {
     }
     Err(Error::corrupt(format!("{} objects are damaged", report.damaged.len()))
         .hint("restore them from the other copy, and run `pitr reindex` again"))
+}
+
+fn export(config: &Config, args: ExportArgs, json: bool) -> Result<()> {
+    let zone = match &args.tz {
+        Some(name) => config::parse_zone(name)?,
+        None => config.zone,
+    };
+    let instant = |text: &String| clock::parse_target(text, zone, Timestamp::now());
+    let bound = |text: Option<&String>| match text.map(instant).transpose()? {
+        Some(Target::At(at)) => Ok(Some(at)),
+        Some(Target::Latest) | None => Ok::<_, Error>(None),
+    };
+    let (from, to) = (bound(args.from.as_ref())?, bound(args.to.as_ref())?);
+    if from.zip(to).is_some_and(|(from, to)| from > to) {
+        return Err(Error::usage("--from is later than --to"));
+    }
+    let options = export::Options {
+        archive: config.archive.clone(),
+        engine: config.source(&args.source)?.engine,
+        source: args.source,
+        out: args.out,
+        timeline: args.timeline,
+        from,
+        to,
+    };
+    let report = export::export(&options, |line| tracing::info!("{line}"))?;
+    show(&report, json, || report.text(zone))?;
+    report.check()
 }
 
 fn restore(config: &Config, args: &RestoreArgs, json: bool) -> Result<()> {

@@ -30,6 +30,7 @@ pub mod archive;
 pub mod baseline;
 pub mod capture;
 pub mod restore;
+pub mod export;
 
 // The process around the verbs.
 pub mod config;

@@ -21,6 +21,7 @@ mod crash;
 mod daemon;
 mod damage;
 mod digest;
+mod export;
 mod instants;
 mod large;
 mod mysql_capture;

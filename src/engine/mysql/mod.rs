@@ -16,10 +16,12 @@ mod join;
 mod locate;
 mod packet;
 mod pump;
+mod shape;
 mod sql;
 mod stream;
 mod tail;
 
+pub use shape::{Shape, file_head};
 pub use sql::connect;
 pub use tail::MysqlSource;
 
