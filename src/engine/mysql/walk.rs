@@ -9,7 +9,7 @@
 
 use super::event::{self, Checksum, FormatDescription, GtidEvent, Head, MAGIC, Query, body, kind};
 use super::events::States;
-use super::executed::Executed;
+use super::gtid::GtidSet;
 use super::stream::{End, Part, Splitter, Track};
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
@@ -27,7 +27,7 @@ pub(super) struct Program {
     /// Where to stop.
     pub(super) cut: Cut,
     /// Everything executed before the beginning.
-    pub(super) base: Executed,
+    pub(super) base: GtidSet,
     /// The scheduled events, as they are at the beginning.
     pub(super) events: States,
 }
@@ -47,7 +47,7 @@ pub(super) struct Served {
     /// As the receipt has it.
     pub(super) applied: Applied,
     /// Everything executed at the cut.
-    pub(super) gtids: Executed,
+    pub(super) gtids: GtidSet,
     /// The scheduled events at the cut.
     pub(super) events: States,
 }
@@ -208,7 +208,7 @@ impl<'a> Walk<'a> {
         let checksum = self.track()?.checksum;
         match head.kind {
             _ if head.is_gtid() => {
-                let event = GtidEvent::parse(head, body(&part.bytes, checksum)?)?;
+                let event = GtidEvent::parse(head.kind, body(&part.bytes, checksum)?)?;
                 if self.is_behind_cut(&event)? {
                     return Ok(Some(Next::Cut(landing(Some(event)))));
                 }
@@ -337,7 +337,7 @@ impl<'a> Walk<'a> {
                 let Some(head) = &part.head else { continue };
                 if head.is_gtid() {
                     let checksum = self.track.as_ref()?.checksum;
-                    let event = GtidEvent::parse(head, body(&part.bytes, checksum).ok()?);
+                    let event = GtidEvent::parse(head.kind, body(&part.bytes, checksum).ok()?);
                     return landing(event.ok());
                 }
             }
