@@ -8,13 +8,15 @@ use crate::clock::Timestamp;
 use crate::durable;
 use crate::error::{Class, Context, Error, Result};
 use crate::manifest::{
-    ArchiveMeta, BaselineMeta, EngineKind, FORMAT, SegmentHeader, SegmentMeta, names,
+    ArchiveMeta, BaselineMeta, EngineKind, FORMAT, Gap, SegmentHeader, SegmentMeta, names,
 };
 use crate::plan::{self, History};
 use crate::position::Position;
+use crate::record::LOG_HEAD_BYTES;
 use crate::reindex;
 use crate::segment::Reader;
 use crate::store::Local;
+use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufReader, ErrorKind};
@@ -244,7 +246,7 @@ impl Archive {
             if let Some(broken) = &segment.header.broken
                 && !gaps.iter().any(|gap| gap.timeline == timeline)
             {
-                gaps.push(crate::manifest::Gap {
+                gaps.push(Gap {
                     timeline,
                     segment: segment.header.number,
                     after: broken.after,
@@ -253,17 +255,70 @@ impl Archive {
                 });
             }
         }
+        let mut joins = Vec::new();
+        for (header, end) in self.joins(source, &open)? {
+            let Some(continues) = header.continues else { continue };
+            let is_whole = end.is_some_and(|end| {
+                end.header.number == continues.number
+                    && (!end.sealed || header.previous.as_ref() == Some(&end.digest))
+            });
+            if is_whole {
+                joins.push((header.timeline, continues.timeline));
+                continue;
+            }
+            let until = |timeline| timelines.iter().find(|(t, _)| *t == timeline).and_then(|t| t.1);
+            gaps.push(Gap {
+                timeline: header.timeline,
+                segment: header.number,
+                after: until(continues.timeline),
+                before: None,
+                reason: format!(
+                    "timeline {} goes on from segment {} of timeline {}, which is not its last one",
+                    header.timeline, continues.number, continues.timeline
+                ),
+            });
+        }
         let baselines = self.baselines(source)?;
         for baseline in &baselines {
             if !timelines.iter().any(|(timeline, _)| *timeline == baseline.timeline) {
                 timelines.push((baseline.timeline, Some(baseline.at)));
             }
         }
-        Ok(History { source: source.to_owned(), engine, timelines, baselines, gaps })
+        let source = source.to_owned();
+        Ok(History { source, engine, timelines, joins, baselines, gaps })
     }
 
-    /// The segments of a timeline from the one that holds `place` on, sealed and open, at most
-    /// as far as is needed to pass `until` (all, if `None`).
+    /// The head of each timeline that goes on from another one, and the last segment of that one.
+    fn joins(
+        &self,
+        source: &str,
+        open: &[SegmentMeta],
+    ) -> Result<Vec<(SegmentHeader, Option<SegmentMeta>)>> {
+        let mut firsts: Vec<SegmentHeader> = Vec::new();
+        for timeline in self.catalog.timelines(source)? {
+            let first = self.catalog.segments_from(source, timeline, 1, 1)?.into_iter().next();
+            firsts.extend(first.map(|first| first.header));
+        }
+        let is_new = |header: &SegmentHeader| header.number == 1;
+        firsts.extend(open.iter().map(|segment| segment.header.clone()).filter(is_new));
+        firsts.sort_by_key(|header| header.timeline);
+        firsts.dedup_by_key(|header| header.timeline);
+        let mut joins = Vec::new();
+        for header in firsts {
+            let Some(continues) = header.continues else { continue };
+            let behind = open.iter().rfind(|s| s.header.timeline == continues.timeline).cloned();
+            let last = match behind {
+                Some(behind) => Some(behind),
+                None => self.catalog.last_segment(source, continues.timeline)?,
+            };
+            joins.push((header, last));
+        }
+        Ok(joins)
+    }
+
+    /// The segments of a history from the one that holds `place` in `timeline` on, sealed and
+    /// open, at most as far as is needed to pass `until` (all, if `None`). Goes on into the
+    /// timelines that continue this one.
     pub fn segments_from(
         &self,
         source: &str,
@@ -272,6 +327,37 @@ impl Archive {
         until: Option<Timestamp>,
     ) -> Result<Vec<SegmentMeta>> {
         let open = self.open_segments(source)?;
+        let mut segments = self.segments_of(source, timeline, place, until, &open)?;
+        let joins = self.joins(source, &open)?;
+        while let Some(last) = segments.last()
+            && until.is_none_or(|until| !segments.iter().any(|s| plan::is_past(s, until)))
+        {
+            let (timeline, number) = (last.header.timeline, last.header.number);
+            let is_next = |header: &&SegmentHeader| {
+                header.timeline > timeline
+                    && header
+                        .continues
+                        .is_some_and(|from| (from.timeline, from.number) == (timeline, number))
+            };
+            let Some(next) = joins.iter().map(|(header, _)| header).find(is_next) else { break };
+            let more = self.segments_of(source, next.timeline, &next.start, until, &open)?;
+            if more.is_empty() {
+                break;
+            }
+            segments.extend(more);
+        }
+        Ok(segments)
+    }
+
+    /// The same, of one timeline only.
+    fn segments_of(
+        &self,
+        source: &str,
+        timeline: u32,
+        place: &Position,
+        until: Option<Timestamp>,
+        open: &[SegmentMeta],
+    ) -> Result<Vec<SegmentMeta>> {
         let sealed = self.catalog.segment_containing(source, timeline, &place.log, place.offset)?;
         // The place may lie behind what the catalog has of its log.
         let begins_before = |header: &SegmentHeader| {
@@ -279,7 +365,7 @@ impl Archive {
                 && header.start.log == place.log
                 && header.start.offset <= place.offset
         };
-        let holding = sealed.iter().chain(&open).filter(|s| begins_before(&s.header));
+        let holding = sealed.iter().chain(open).filter(|s| begins_before(&s.header));
         let Some(first) = holding.map(|segment| segment.header.number).max() else {
             return Ok(vec![]);
         };
@@ -308,7 +394,7 @@ impl Archive {
             let passed =
                 until.is_some_and(|until| segments.iter().any(|s| plan::is_past(s, until)));
             if header.timeline == timeline && wanted && !passed {
-                segments.push(segment);
+                segments.push(segment.clone());
             }
         }
         Ok(segments)
@@ -339,6 +425,40 @@ pub fn open_segment(
     }
     Err(Error::gap(format!("{sealed} is missing"))
         .hint("`pitr reindex` brings the catalog up to what is there"))
+}
+
+/// The first bytes of the log that a segment is of, up to [`LOG_HEAD_BYTES`]; none for Redis, and
+/// none if the archive does not have them.
+pub fn log_head(store: &Local, reader: &mut SegmentReader) -> Result<Bytes> {
+    let mut header = reader.meta().header.clone();
+    let mut first = None;
+    // A log's segments follow one another: walk back to the one at its beginning.
+    let is_begun = |header: &SegmentHeader| header.start.offset == 0 || header.head.is_some();
+    while !is_begun(&header) && header.engine == EngineKind::Mysql && header.number > 1 {
+        let before = open_segment(store, &header.source, header.timeline, header.number - 1)?;
+        if before.meta().header.start.log != header.start.log {
+            break;
+        }
+        header = before.meta().header.clone();
+        first = Some(before);
+    }
+    if header.head.is_some() {
+        return Ok(header.head_bytes()?.into());
+    }
+    let reader = first.as_mut().unwrap_or(reader);
+    let mut head = Vec::new();
+    if header.start.offset == 0 {
+        let mut block = Vec::new();
+        for index in 0..reader.blocks().len() {
+            if head.len() >= LOG_HEAD_BYTES {
+                break;
+            }
+            reader.read_block(index, &mut block)?;
+            head.extend_from_slice(&block);
+        }
+        head.truncate(LOG_HEAD_BYTES);
+    }
+    Ok(head.into())
 }
 
 /// The name of a baseline's file within the archive.

@@ -4,7 +4,7 @@
 //! written uncompressed. The JSON beside the file is written last: a baseline without it does not
 //! exist.
 
-use crate::archive::{Archive, SegmentReader, baseline_name};
+use crate::archive::{Archive, SegmentReader, baseline_name, log_head};
 use crate::clock::Timestamp;
 use crate::durable;
 use crate::engine::{Located, Source};
@@ -12,6 +12,7 @@ use crate::error::{Class, Context, Error, Result};
 use crate::manifest::{BaselineMeta, EngineKind, FORMAT, names};
 use crate::position::Position;
 use crate::record::{BaselineTaken, Piece};
+use crate::store::Local;
 use bytes::Bytes;
 use std::fs::File;
 use std::io::Write;
@@ -260,7 +261,13 @@ async fn settle(
             .is_none_or(|now| now.log == place.log && now.offset < place.offset);
         if !is_behind && let Some(reader) = find(root, &label.source, place)? {
             let header = reader.meta().header.clone();
-            let pieces = stream(reader, place.offset);
+            if header.server.identity != taken.server.identity {
+                return Err(Error::unavailable(
+                    "the copy was made of another server than the one that is streamed",
+                )
+                .hint("the daemon takes another one by itself"));
+            }
+            let pieces = stream(Local::new(root), reader, place.offset);
             let located = engine.locate(header.start, pieces, place.offset).await?;
             return Ok((header.timeline, located));
         }
@@ -298,11 +305,13 @@ fn find(root: &Path, source: &str, place: &Position) -> Result<Option<SegmentRea
 }
 
 /// The bytes of one segment, up to the block that holds `offset`.
-fn stream(mut reader: SegmentReader, offset: u64) -> mpsc::Receiver<Result<Piece>> {
+fn stream(store: Local, mut reader: SegmentReader, offset: u64) -> mpsc::Receiver<Result<Piece>> {
     let (send, receive) = mpsc::channel(4);
     std::thread::spawn(move || {
-        let start = reader.meta().header.start.clone();
-        if send.blocking_send(Ok(Piece::Log { at: start, head: Bytes::new() })).is_err() {
+        let at = reader.meta().header.start.clone();
+        let log = log_head(&store, &mut reader).map(|head| Piece::Log { at, head });
+        let failed = log.is_err();
+        if send.blocking_send(log).is_err() || failed {
             return;
         }
         for index in 0..reader.blocks().len() {
@@ -342,5 +351,45 @@ impl Write for Hashed {
 
     fn flush(&mut self) -> std::io::Result<()> {
         self.file.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::Server;
+    use rstest::rstest;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    /// A copy of the instant 100, begun in timeline 1 and found in `found_in`, while the capture
+    /// gets as far as each of `seen`, one after the other.
+    #[rstest]
+    #[case::reached_exactly(1, &[(1, None), (1, Some(99)), (1, Some(100))], true)]
+    #[case::reached_at_once(1, &[(1, Some(101))], true)]
+    #[case::found_in_another(2, &[(2, Some(200))], false)]
+    #[case::broken_off_meanwhile(1, &[(1, Some(99)), (2, Some(200))], false)]
+    #[tokio::test]
+    async fn a_copy_is_filed_only_into_a_history_that_is_proved_to_reach_it(
+        #[case] found_in: u32,
+        #[case] seen: &[(u32, Option<i64>)],
+        #[case] filed: bool,
+    ) {
+        let taken = BaselineTaken {
+            position: Position::new("binlog.000001", 157),
+            at: Timestamp::from_secs(100),
+            server: Server::default(),
+            kind: "sql",
+        };
+        let looks = AtomicUsize::new(0);
+        let now = || {
+            let look = looks.fetch_add(1, Ordering::Relaxed).min(seen.len() - 1);
+            let (timeline, known_until) = seen[look];
+            Reached { timeline, known_until: known_until.map(Timestamp::from_secs) }
+        };
+        let proved = prove(&taken, 1, found_in, &now).await;
+        assert_eq!(proved.is_ok(), filed, "{proved:?}");
+        if filed {
+            assert_eq!(looks.into_inner(), seen.len(), "it waited until then, and no longer");
+        }
     }
 }

@@ -18,7 +18,7 @@ use crate::baseline::{Label, Stored};
 use crate::clock::Timestamp;
 use crate::durable;
 use crate::error::{Context, Error, Result};
-use crate::manifest::{Break, FORMAT, SegmentHeader, SegmentMeta, names};
+use crate::manifest::{Break, Continues, FORMAT, SegmentHeader, SegmentMeta, names};
 use crate::position::Position;
 use crate::record::{CHUNK_BYTES, Captured, Chunk, Continuity, Mark, Server};
 use crate::segment::{Reader, Writer, rewrite};
@@ -74,6 +74,8 @@ pub struct Shared {
     wanted: AtomicI64,
     /// The newest timeline; 0 before the first.
     timeline: AtomicU32,
+    /// The oldest timeline from which an unbroken history leads to the newest.
+    unbroken_from: AtomicU32,
     /// The source is connected and streams.
     streaming: AtomicBool,
     /// The disk is full, and the capture waits.
@@ -103,6 +105,11 @@ impl Shared {
     /// The newest timeline; 0 before the first.
     pub fn timeline(&self) -> u32 {
         self.timeline.load(Ordering::Acquire)
+    }
+
+    /// The oldest timeline from which an unbroken history leads to the newest one.
+    pub fn unbroken_from(&self) -> u32 {
+        self.unbroken_from.load(Ordering::Acquire)
     }
 
     /// Whether the source is connected and streams.
@@ -139,6 +146,8 @@ pub struct Capture {
     server: Server,
     skew_micros: i64,
     timeline: u32,
+    /// The oldest timeline from which an unbroken history leads here.
+    unbroken_from: u32,
     next_number: u64,
     /// Digest of the last sealed segment of the timeline.
     previous: Option<String>,
@@ -148,6 +157,10 @@ pub struct Capture {
     known_until: Option<Timestamp>,
     /// The break that the next segment begins with.
     broken: Option<Break>,
+    /// What the next segment goes on from, if the timeline begins with it.
+    continues: Option<Continues>,
+    /// The first bytes of the current log, if what is stored of it begins in its middle.
+    head: Option<String>,
     /// The timeline has nothing in it yet but a baseline that came with the stream.
     fresh: bool,
     open: Option<Open>,
@@ -190,11 +203,14 @@ impl Capture {
             server: Server::default(),
             skew_micros: 0,
             timeline: 0,
+            unbroken_from: 0,
             next_number: 1,
             previous: None,
             end: None,
             known_until: None,
             broken: None,
+            continues: None,
+            head: None,
             fresh: false,
             open: None,
             origins: BTreeSet::new(),
@@ -287,6 +303,7 @@ impl Capture {
                 }
                 self.seal()?;
                 self.origins.clear();
+                self.head = None;
                 self.idle = None;
                 self.end = Some(at);
                 Ok(())
@@ -329,6 +346,10 @@ impl Capture {
                     )));
                 }
             }
+            Continuity::Joins { head } => {
+                self.join(&at)?;
+                self.head = Some(SegmentHeader::head_text(&head));
+            }
             Continuity::Begins if self.timeline == 0 => self.begin_timeline(String::new())?,
             Continuity::Begins if self.fresh => {}
             Continuity::Begins => self.begin_timeline("capture began anew".into())?,
@@ -350,10 +371,38 @@ impl Capture {
         Ok(())
     }
 
+    /// The stream goes on in the log of another server, or in another place of the same one: a
+    /// new timeline, which continues this one.
+    fn join(&mut self, at: &Position) -> Result<()> {
+        if self.end.as_ref().is_none_or(|end| end.gtids != at.gtids) {
+            return Err(Error::bug(format!(
+                "{}: the stream goes on at {at} with other GTIDs than the archive ends with",
+                self.label.source
+            )));
+        }
+        self.seal()?;
+        self.origins.clear();
+        self.idle_written = None;
+        self.idle = None;
+        if self.next_number == 1 {
+            // Nothing is stored of this timeline yet: it begins here.
+            return Ok(());
+        }
+        let (timeline, number) = (self.timeline, self.next_number - 1);
+        tracing::info!(source = %self.label.source, "timeline {} goes on from {timeline}", timeline + 1);
+        self.continues = Some(Continues { timeline, number });
+        self.timeline += 1;
+        self.next_number = 1;
+        Ok(())
+    }
+
     fn begin_timeline(&mut self, reason: String) -> Result<()> {
         self.seal()?;
         let after = self.known_until;
         self.broken = (self.timeline > 0).then_some(Break { after, reason });
+        self.continues = None;
+        self.head = None;
+        self.unbroken_from = self.timeline + 1;
         self.timeline += 1;
         self.next_number = 1;
         self.previous = None;
@@ -459,6 +508,7 @@ impl Capture {
             self.shared.know(known);
             self.shared.written_until.fetch_max(known.as_micros(), Ordering::AcqRel);
         }
+        self.shared.unbroken_from.store(self.unbroken_from, Ordering::Release);
         self.shared.timeline.store(self.timeline, Ordering::Release);
         self.durable.send_replace(self.end.clone());
     }
@@ -479,6 +529,9 @@ impl Capture {
             skew_micros: self.skew_micros,
             previous: self.previous.clone(),
             broken: self.broken.clone(),
+            continues: self.continues,
+            // The later segments of a log are found behind its first one.
+            head: self.head.clone().filter(|_| self.next_number == 1),
         };
         let name = names::open_segment(&self.label.source, self.timeline, self.next_number);
         let path = self.archive.store().path(&name)?;
@@ -549,7 +602,10 @@ impl Capture {
         if let Some(meta) = sealed {
             self.index(&meta)?;
         }
-        self.broken = self.broken.take().filter(|_| self.next_number == 1);
+        if self.next_number > 1 {
+            self.broken = None;
+            self.continues = None;
+        }
         Ok(())
     }
 

@@ -130,16 +130,7 @@ struct Station {
 struct Trouble {
     error: Option<String>,
     hint: Option<String>,
-    class: Option<Class>,
     since: Option<Instant>,
-}
-
-impl Trouble {
-    /// Whether it is there to stay: what the operator has to change, or for long enough.
-    fn is_lasting(&self) -> bool {
-        matches!(self.class, Some(Class::Usage | Class::Refused))
-            || self.since.is_some_and(|since| since.elapsed() > GIVE_UP_AFTER)
-    }
 }
 
 impl Station {
@@ -175,20 +166,18 @@ impl Station {
         if let Ok(mut trouble) = self.trouble.lock() {
             trouble.error = Some(error.to_string());
             trouble.hint = error.hint_text().map(str::to_owned);
-            trouble.class = Some(error.class());
             trouble.since.get_or_insert_with(Instant::now);
         }
     }
 
-    /// Completes when the source streams; gives up when it is in trouble that lasts.
+    /// Completes when the source streams; gives up when it has been in trouble for a while.
     async fn until_streaming(&self) -> Result<()> {
         while !self.shared.is_streaming() {
             if let Ok(trouble) = self.trouble.lock()
                 && let Some(message) = &trouble.error
-                && trouble.is_lasting()
+                && trouble.since.is_some_and(|since| since.elapsed() > GIVE_UP_AFTER)
             {
-                let class = trouble.class.unwrap_or(Class::Unavailable);
-                let error = Error::new(class, format!("{}: {message}", self.options.name));
+                let error = Error::unavailable(format!("{}: {message}", self.options.name));
                 return Err(match &trouble.hint {
                     Some(hint) => error.hint(hint),
                     None => error,
@@ -435,7 +424,8 @@ async fn keep_baselines(
     mut stopped: watch::Receiver<bool>,
 ) -> Result<()> {
     let mut not_before = Instant::now();
-    // The timeline for which a baseline was looked for, and when its newest one was begun.
+    // The unbroken history for which a baseline was looked for, by its first timeline, and when
+    // its newest one was begun.
     let mut newest: (u32, Option<Timestamp>) = (0, None);
     loop {
         let ask = tokio::select! {
@@ -443,7 +433,7 @@ async fn keep_baselines(
             () = tokio::time::sleep(BASELINE_LOOK) => None,
             () = until_set(&mut stopped) => return Ok(()),
         };
-        let timeline = station.shared.timeline();
+        let timeline = station.shared.unbroken_from();
         let ready =
             station.automatic && station.shared.is_streaming() && Instant::now() >= not_before;
         if ready && timeline != newest.0 {
@@ -471,7 +461,7 @@ async fn keep_baselines(
         match &taken {
             Ok(meta) => {
                 tracing::info!(source = %station.options.name, "baseline {} at {}", meta.name, meta.at);
-                newest = (meta.timeline, Some(meta.begun_at));
+                newest = (timeline, Some(meta.begun_at));
             }
             Err(error) => {
                 // Whoever asked is told anyway.
@@ -491,16 +481,16 @@ async fn keep_baselines(
     }
 }
 
-/// When the newest baseline of a timeline was begun.
+/// When the newest baseline of a timeline, or of one that continues it, was begun.
 async fn newest_baseline(
     station: &Arc<Station>,
     config: &Config,
-    timeline: u32,
+    from: u32,
 ) -> Result<Option<Timestamp>> {
     let (root, source) = (config.archive.clone(), station.options.name.clone());
     let found = blocking(move || {
         let baselines = Archive::open_read_only(&root)?.catalog().baselines(&source)?;
-        let of_timeline = baselines.iter().filter(|baseline| baseline.timeline == timeline);
+        let of_timeline = baselines.iter().filter(|baseline| baseline.timeline >= from);
         Ok(of_timeline.map(|baseline| baseline.begun_at).max())
     })
     .await;

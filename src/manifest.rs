@@ -56,6 +56,16 @@ pub struct Break {
     pub reason: String,
 }
 
+/// Where a timeline goes on from, without a hole: the end of another one. The source failed over
+/// to a server that has everything that was archived.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Continues {
+    /// The timeline before.
+    pub timeline: u32,
+    /// Number of its last segment, whose digest the header has as `previous`.
+    pub number: u64,
+}
+
 /// The head of a segment: written before its first byte.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SegmentHeader {
@@ -79,12 +89,43 @@ pub struct SegmentHeader {
     pub opened_at: Timestamp,
     /// How far the source's clock was ahead of pitr's when it was opened, in µs.
     pub skew_micros: i64,
-    /// BLAKE3 digest (hex) of the segment before it in the timeline; `None` for number 1.
+    /// BLAKE3 digest (hex) of the segment before it, in its timeline or in the one that this
+    /// timeline continues; `None` if there is none.
     pub previous: Option<String>,
-    /// Set if what stands before is not continued: always for the first segment of a second or
-    /// later timeline.
+    /// Set if what stands before is not continued: for the first segment of a second or later
+    /// timeline either this or `continues`.
     #[serde(default, rename = "break", skip_serializing_if = "Option::is_none")]
     pub broken: Option<Break>,
+    /// Set on the first segment of a timeline that goes on from the end of another one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub continues: Option<Continues>,
+    /// The first bytes of the log (hex), if its first segment begins in the middle of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub head: Option<String>,
+}
+
+impl SegmentHeader {
+    /// The first bytes of the log, as far as the header has them; empty if it has none.
+    ///
+    /// # Errors
+    /// Corrupt, if they are not written as they must be.
+    pub fn head_bytes(&self) -> Result<Vec<u8>> {
+        let Some(text) = &self.head else { return Ok(vec![]) };
+        let digit = |digit: &u8| char::from(*digit).to_digit(16).and_then(|d| u8::try_from(d).ok());
+        let byte = |pair: &[u8]| match pair {
+            [high, low] => Some(digit(high)? << 4 | digit(low)?),
+            _ => None,
+        };
+        text.as_bytes().chunks(2).map(byte).collect::<Option<_>>().ok_or_else(|| {
+            Error::corrupt(format!("segment {}: the head of its log is not hex", self.number))
+        })
+    }
+
+    /// Writes the first bytes of a log as [`Self::head`] has them.
+    pub fn head_text(bytes: &[u8]) -> String {
+        let digit = |digit: u8| char::from_digit(u32::from(digit), 16).unwrap_or_default();
+        bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
+    }
 }
 
 /// One block: a compressed, checksummed, indexed piece of a segment.

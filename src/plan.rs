@@ -20,7 +20,7 @@ pub struct Window {
     pub from: Timestamp,
     /// Last instant.
     pub to: Timestamp,
-    /// The timeline that it is in.
+    /// The timeline that it ends in.
     pub timeline: u32,
 }
 
@@ -42,6 +42,8 @@ pub struct History {
     pub engine: EngineKind,
     /// Each timeline with the instant up to which nothing is missing in it.
     pub timelines: Vec<(u32, Option<Timestamp>)>,
+    /// Timelines that go on from the end of another one without a hole, each with that one.
+    pub joins: Vec<(u32, u32)>,
     /// Baselines, oldest first.
     pub baselines: Vec<BaselineMeta>,
     /// Gaps, oldest first: breaks between timelines, and segments lost within one.
@@ -54,15 +56,24 @@ impl History {
         self.gaps.iter().filter(move |gap| gap.timeline == timeline && gap.segment > 1)
     }
 
-    /// Where the unbroken stretch of `timeline` that begins with `from` ends.
-    fn unbroken_until(&self, timeline: u32, from: Timestamp) -> Option<Timestamp> {
-        let end = self.timelines.iter().find(|(t, _)| *t == timeline)?.1?;
+    /// Where the unbroken stretch of `timeline` that begins with `from` ends, and in which
+    /// timeline: it goes on into those that continue this one.
+    fn unbroken_until(&self, timeline: u32, from: Timestamp) -> Option<(Timestamp, u32)> {
+        let end = self.timelines.iter().find(|(t, _)| *t == timeline)?.1;
         let hole = self
             .holes(timeline)
             .filter(|gap| gap.before.is_none_or(|before| before > from))
             .filter_map(|gap| gap.after)
             .min();
-        Some(hole.map_or(end, |hole| hole.min(end)))
+        if let Some(hole) = hole {
+            return Some((end.map_or(hole, |end| hole.min(end)), timeline));
+        }
+        let next = self.joins.iter().find(|(next, before)| *before == timeline && *next > timeline);
+        let further = next.and_then(|(next, _)| self.unbroken_until(*next, from));
+        // What goes on may not have got as far, by its own clock.
+        further
+            .map(|(until, last)| (end.map_or(until, |end| until.max(end)), last))
+            .or_else(|| end.map(|end| (end, timeline)))
     }
 }
 
@@ -71,15 +82,15 @@ impl History {
 pub fn windows(history: &History) -> Vec<Window> {
     let mut windows: Vec<Window> = Vec::new();
     for baseline in &history.baselines {
-        let Some(to) = history.unbroken_until(baseline.timeline, baseline.at) else { continue };
+        let reached = history.unbroken_until(baseline.timeline, baseline.at);
+        let Some((to, timeline)) = reached else { continue };
         // Nothing behind the baseline is known yet: its own instant can be restored.
         let to = to.max(baseline.at);
-        let known = windows
-            .iter_mut()
-            .find(|w| w.timeline == baseline.timeline && w.to == to || w.contains_start(baseline));
-        match known {
+        let is_same =
+            |w: &&mut Window| w.timeline == timeline && (w.to == to || w.contains(baseline.at));
+        match windows.iter_mut().find(is_same) {
             Some(window) => window.from = window.from.min(baseline.at),
-            None => windows.push(Window { from: baseline.at, to, timeline: baseline.timeline }),
+            None => windows.push(Window { from: baseline.at, to, timeline }),
         }
     }
     windows.sort_by_key(|w| (w.from, w.timeline));
@@ -90,10 +101,6 @@ impl Window {
     /// Whether `at` lies in the window.
     pub fn contains(&self, at: Timestamp) -> bool {
         self.from <= at && at <= self.to
-    }
-
-    fn contains_start(&self, baseline: &BaselineMeta) -> bool {
-        self.timeline == baseline.timeline && self.contains(baseline.at)
     }
 }
 
@@ -140,7 +147,7 @@ pub fn choose(history: &History, at: Timestamp) -> Result<&BaselineMeta> {
         baseline.at <= at
             && history
                 .unbroken_until(baseline.timeline, baseline.at)
-                .is_some_and(|until| at <= until.max(baseline.at))
+                .is_some_and(|(until, _)| at <= until.max(baseline.at))
     });
     reaching
         .max_by_key(|baseline| (baseline.timeline, baseline.at, baseline.begun_at))
@@ -253,7 +260,16 @@ fn holds(segment: &SegmentMeta, place: &Position) -> bool {
 
 fn check_joint(before: &SegmentMeta, behind: &SegmentMeta) -> Result<()> {
     let (number, next) = (before.header.number, behind.header.number);
-    if next != number + 1 {
+    let (timeline, later) = (before.header.timeline, behind.header.timeline);
+    if later != timeline {
+        let from = behind.header.continues.map(|from| (from.timeline, from.number));
+        let proved = before.totals.end.gtids == behind.header.start.gtids;
+        if from != Some((timeline, number)) || next != 1 || !proved {
+            return Err(Error::corrupt(format!(
+                "timeline {later} does not go on from segment {number} of timeline {timeline}"
+            )));
+        }
+    } else if next != number + 1 {
         let after = before.totals.known_until.map_or_else(|| "it".into(), |t| t.to_string());
         return Err(Error::gap(format!(
             "{} segments are missing between numbers {number} and {next}, after {after}",
@@ -267,7 +283,7 @@ fn check_joint(before: &SegmentMeta, behind: &SegmentMeta) -> Result<()> {
         .hint("run `pitr reindex`; if it persists, restore these segments from the other copy"));
     }
     let (end, start) = (&before.totals.end, &behind.header.start);
-    let continues = end.is_same_place(start) || end.log != start.log;
+    let continues = end.is_same_place(start) || end.log != start.log || later != timeline;
     if !continues {
         return Err(Error::corrupt(format!(
             "segment {next} begins at {start}, but segment {number} ends at {end}"

@@ -89,6 +89,14 @@ pub enum Continuity {
     Continues,
     /// Nothing was asked for: this is the first stream of the source.
     Begins,
+    /// It goes on where the archive ends, with nothing left out and nothing twice, but in the log
+    /// of another server (or behind records of the same log that the archive has already): proved
+    /// by GTIDs. What offsets count in is another log from here on, whatever its name.
+    Joins {
+        /// The first bytes of that log, as far as a reader needs them (a binlog's format
+        /// description), since the stream may begin in its middle.
+        head: Bytes,
+    },
     /// What was archived is not in this source's history, or what lies between is lost. The
     /// reason is a sentence for the operator.
     Broken(String),

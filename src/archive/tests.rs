@@ -32,6 +32,8 @@ fn write(
         skew_micros: 0,
         previous,
         broken: None,
+        continues: None,
+        head: None,
     };
     let open = names::open_segment("shop", 1, number);
     let mut writer = Writer::create(archive.store().create(&open).unwrap(), &header, 1).unwrap();
@@ -67,7 +69,7 @@ fn behind_its_objects() -> (tempfile::TempDir, Archive) {
     let third = write(&mut archive, 3, previous, true);
     write(&mut archive, 4, Some(third.digest), false);
     let label = Label { source: "shop".into(), engine: EngineKind::Mysql, level: 1 };
-    let mut pieces = vec![Ok(bytes::Bytes::from_static(b"copy"))].into_iter();
+    let mut pieces = vec![Ok(Bytes::from_static(b"copy"))].into_iter();
     let folder = archive.store().path("shop").unwrap();
     let stored = Stored::write(&folder, 1, || pieces.next()).unwrap();
     let position = Position::new("log", 1500);

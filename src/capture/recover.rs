@@ -107,11 +107,25 @@ impl Capture {
         if self.timeline == 0 {
             return Ok(());
         }
+        self.unbroken_from = self.timeline;
+        while let Some(first) = self
+            .archive
+            .catalog()
+            .segments_from(&source, self.unbroken_from, 1, 1)?
+            .first()
+            .and_then(|first| first.header.continues)
+            .filter(|from| from.timeline < self.unbroken_from)
+        {
+            self.unbroken_from = first.timeline;
+        }
         if let Some(last) = self.archive.catalog().last_segment(&source, self.timeline)? {
             self.server = last.header.server.clone();
             self.next_number = last.header.number + 1;
             self.previous = Some(last.digest.clone());
-            self.known_until = self.archive.catalog().reached(&source, self.timeline)?;
+            for timeline in self.unbroken_from..=self.timeline {
+                let reached = self.archive.catalog().reached(&source, timeline)?;
+                self.known_until = self.known_until.max(reached);
+            }
             self.end = Some(last.totals.end);
         } else if let Some(baseline) = baseline {
             // A full resync was stored, but nothing behind it.

@@ -334,6 +334,10 @@ fn gap_before(
     if let Some(broken) = &header.broken {
         return Ok(Some((micros(broken.after), broken.reason.clone())));
     }
+    if header.continues.is_some() {
+        // Whether the end of that timeline is there is looked at where both are known.
+        return Ok(None);
+    }
     let Some(before) = before else {
         // What stood before the first segment that is left was pruned, or never was. The start
         // of a later timeline must say which.

@@ -33,6 +33,8 @@ fn segment(source: &str, timeline: u32, number: u64) -> (SegmentMeta, Vec<BlockM
         skew_micros: 0,
         previous: (number > 1).then(|| digest(timeline, number - 1)),
         broken: None,
+        continues: None,
+        head: None,
     };
     let totals = Totals {
         end: Position::new(log, 1004 + nth * 1000),

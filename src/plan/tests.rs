@@ -38,6 +38,7 @@ fn history(timelines: &[(u32, i64)], baselines: Vec<BaselineMeta>, gaps: Vec<Gap
         source: "shop".into(),
         engine: EngineKind::Mysql,
         timelines: timelines.iter().map(|(t, until)| (*t, Some(at(*until)))).collect(),
+        joins: vec![],
         baselines,
         gaps,
     }
@@ -59,6 +60,8 @@ fn segment(number: u64, last_at: Option<i64>, known_until: Option<i64>) -> Segme
             skew_micros: 0,
             previous: (number > 1).then(|| format!("digest {}", number - 1)),
             broken: None,
+            continues: None,
+            head: None,
         },
         totals: Totals {
             end: Position::new("log.1", number * 100),
@@ -218,4 +221,45 @@ fn a_broken_chain_is_corrupt() {
     let mut log = vec![segment(1, Some(100), None), segment(2, Some(200), None)];
     log[1].header.start.offset = 101;
     assert_eq!(line_up(&baseline(1, 90, 10), log, at(150)).unwrap_err().class().exit_code(), 5);
+}
+
+/// Timeline 2 goes on where timeline 1 ends; timeline 3 begins behind a break.
+fn joined() -> History {
+    let baselines = vec![baseline(1, 100, 0), baseline(3, 600, 0)];
+    let gaps = vec![gap(3, 1, 500, 550)];
+    let history = history(&[(1, 300), (2, 500), (3, 700)], baselines, gaps);
+    History { joins: vec![(2, 1)], ..history }
+}
+
+#[test]
+fn a_window_goes_on_into_the_timeline_that_continues_its_own() {
+    let found: Vec<_> = windows(&joined()).iter().map(|w| (w.from, w.to, w.timeline)).collect();
+    assert_eq!(found, [(at(100), at(500), 2), (at(600), at(700), 3)]);
+    assert_eq!(choose(&joined(), at(450)).unwrap().timeline, 1);
+    let error = choose(&joined(), at(540)).unwrap_err();
+    assert_eq!(error.nearest_instants(), [at(500).to_string(), at(600).to_string()]);
+    // Not where the timeline that is continued has a hole.
+    let mut holed = joined();
+    holed.gaps.push(gap(1, 4, 200, 250));
+    let found: Vec<_> = windows(&holed).iter().map(|w| (w.from, w.to, w.timeline)).collect();
+    assert_eq!(found, [(at(100), at(200), 1), (at(600), at(700), 3)]);
+}
+
+#[test]
+fn a_timeline_is_lined_up_only_behind_the_end_that_it_continues() {
+    let joined = |change: &dyn Fn(&mut SegmentMeta)| {
+        let mut behind = segment(1, Some(400), None);
+        let before = segment(2, Some(200), None);
+        behind.header.timeline = 2;
+        behind.header.continues = Some(crate::manifest::Continues { timeline: 1, number: 2 });
+        behind.header.start = Position::new("elsewhere", 4711);
+        behind.header.previous = Some(before.digest.clone());
+        change(&mut behind);
+        line_up(&baseline(1, 100, 100), vec![before, behind], at(300)).map(|s| s.len())
+    };
+    assert_eq!(joined(&|_| ()).unwrap(), 2);
+    assert!(joined(&|s| s.header.continues = None).is_err());
+    assert!(joined(&|s| s.header.previous = None).is_err());
+    assert!(joined(&|s| s.header.start.gtids = "u:1-5".into()).is_err());
+    assert!(joined(&|s| s.header.number = 2).is_err());
 }

@@ -43,6 +43,8 @@ impl Archive {
             skew_micros: 0,
             previous,
             broken: None,
+            continues: None,
+            head: None,
         };
         let open = names::open_segment(source, 1, number);
         let mut writer = Writer::create(self.store.create(&open).unwrap(), &header, 1).unwrap();

@@ -4,11 +4,11 @@
 //! whole record that the plan saw; anything else is an error, never a shorter log.
 
 use super::{Job, Progress};
-use crate::archive::{SegmentReader, baseline_name, open_segment};
+use crate::archive::{SegmentReader, baseline_name, log_head, open_segment};
 use crate::error::{Class, Context, Error, Result};
-use crate::manifest::{BASELINE_JSON_MAX, BaselineMeta, EngineKind, SegmentMeta, names};
+use crate::manifest::{BASELINE_JSON_MAX, BaselineMeta, SegmentMeta, names};
 use crate::position::Position;
-use crate::record::{LOG_HEAD_BYTES, OpenLog, Piece};
+use crate::record::{OpenLog, Piece};
 use crate::store::Local;
 use bytes::Bytes;
 use std::fs::File;
@@ -164,7 +164,7 @@ fn feed(
     progress: &Progress,
     send: &mpsc::Sender<Result<Piece>>,
 ) -> Result<()> {
-    let mut log: Option<String> = None;
+    let mut log: Option<(u32, String)> = None;
     for (index, segment) in segments.iter().enumerate() {
         let header = &segment.header;
         let mut reader = open_segment(store, &header.source, header.timeline, header.number)?;
@@ -175,8 +175,10 @@ fn feed(
             )));
         }
         let from = if index == 0 { place.clone() } else { header.start.clone() };
-        if log.as_ref() != Some(&from.log) {
-            log = Some(from.log.clone());
+        // Another server's log is another one, whatever its name.
+        let this = (header.timeline, from.log.clone());
+        if log.as_ref() != Some(&this) {
+            log = Some(this);
             let head = log_head(store, &mut reader)?;
             if send.blocking_send(Ok(Piece::Log { at: from.clone(), head })).is_err() {
                 return Ok(());
@@ -228,33 +230,4 @@ fn feed_segment(
         "segment {} gave the log up to {next}, not to {end}",
         segment.header.number
     )))
-}
-
-/// The first bytes of the log that a segment is of.
-fn log_head(store: &Local, reader: &mut SegmentReader) -> Result<Bytes> {
-    let mut header = reader.meta().header.clone();
-    let mut first = None;
-    // A log's segments follow one another: walk back to the one at its beginning.
-    while header.start.offset > 0 && header.engine == EngineKind::Mysql && header.number > 1 {
-        let before = open_segment(store, &header.source, header.timeline, header.number - 1)?;
-        if before.meta().header.start.log != header.start.log {
-            break;
-        }
-        header = before.meta().header.clone();
-        first = Some(before);
-    }
-    let reader = first.as_mut().unwrap_or(reader);
-    let mut head = Vec::new();
-    if header.start.offset == 0 {
-        let mut block = Vec::new();
-        for index in 0..reader.blocks().len() {
-            if head.len() >= LOG_HEAD_BYTES {
-                break;
-            }
-            reader.read_block(index, &mut block)?;
-            head.extend_from_slice(&block);
-        }
-        head.truncate(LOG_HEAD_BYTES);
-    }
-    Ok(head.into())
 }

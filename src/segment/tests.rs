@@ -48,6 +48,8 @@ fn header(number: u64, start: u64) -> SegmentHeader {
         skew_micros: -3,
         previous: (number > 1).then(|| "ab".repeat(32)),
         broken: None,
+        continues: None,
+        head: None,
     }
 }
 

@@ -17,6 +17,7 @@
 )]
 
 mod cli;
+mod continuity;
 mod crash;
 mod daemon;
 mod damage;
@@ -24,7 +25,6 @@ mod digest;
 mod export;
 mod instants;
 mod large;
-mod login;
 mod mysql_capture;
 mod mysql_restore;
 mod redis;

@@ -4,7 +4,7 @@
 
 use super::accounts::identifier;
 use super::baseline::SYSTEM_SCHEMAS;
-use super::gtid::GtidSet;
+use super::executed::Executed;
 use super::{ask, load};
 use crate::error::{Class, Error, Result};
 use mysql_async::{Conn, Row};
@@ -16,7 +16,7 @@ const TABLES_AT_ONCE: usize = 50;
 ///
 /// # Errors
 /// Finding, if something is not as it has to be.
-pub(super) async fn everything(conn: &mut Conn, expected: &GtidSet) -> Result<usize> {
+pub(super) async fn everything(conn: &mut Conn, expected: &Executed) -> Result<usize> {
     let finding = |what: String| Error::new(Class::Finding, what);
     let executed = load::executed(conn).await?;
     if executed != *expected {

@@ -14,7 +14,7 @@
 use super::event::{
     self, Checksum, FDE_CREATED_AT, FormatDescription, GtidEvent, MAGIC, Rotate, body, flag, kind,
 };
-use super::gtid::GtidSet;
+use super::executed::Executed;
 use super::packet::{Framer, PacketCodec, Packets};
 use super::serve::Ended;
 use super::stream::Part;
@@ -43,7 +43,7 @@ pub(super) struct Dump<'a> {
     server_id: u32,
     replica_id: u32,
     /// What the replica has.
-    has: GtidSet,
+    has: Executed,
     heartbeat: Duration,
     version_2: bool,
     walk: Walk<'a>,
@@ -79,7 +79,7 @@ impl<'a> Dump<'a> {
         program: &'a Program,
         server_id: u32,
         replica_id: u32,
-        has: GtidSet,
+        has: Executed,
     ) -> Self {
         let parts = packets.into_parts();
         let codec: PacketCodec = parts.codec;
@@ -186,6 +186,8 @@ impl<'a> Dump<'a> {
         let at_cut = self.walk.open(at, head)?;
         if self.told.started && self.walk.is_at_file_start() {
             self.rotate()?;
+        } else if self.told.started && self.walk.joined {
+            self.start()?;
         }
         Ok(if at_cut { Step::Cut(None) } else { Step::More })
     }

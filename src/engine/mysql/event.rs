@@ -6,9 +6,12 @@
 //!
 //! **Invariant:** every function here takes arbitrary bytes and gives a value or an error.
 
+use super::executed::{Executed, TxId};
 use super::gtid::{Gtid, GtidSet, Tag};
+use super::maria::{BinlogState, MariaGtid};
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
+use std::io::Read;
 
 /// Length of an event's head.
 pub(crate) const HEAD_BYTES: usize = 19;
@@ -61,6 +64,13 @@ pub(crate) mod kind {
     pub(crate) const MARIA_GTID_LIST: u8 = 163;
     pub(crate) const MARIA_START_ENCRYPTION: u8 = 164;
     pub(crate) const MARIA_QUERY_COMPRESSED: u8 = 165;
+    pub(crate) const MARIA_WRITE_ROWS_COMPRESSED_V1: u8 = 166;
+    pub(crate) const MARIA_UPDATE_ROWS_COMPRESSED_V1: u8 = 167;
+    pub(crate) const MARIA_DELETE_ROWS_COMPRESSED_V1: u8 = 168;
+    pub(crate) const MARIA_WRITE_ROWS_COMPRESSED: u8 = 169;
+    pub(crate) const MARIA_UPDATE_ROWS_COMPRESSED: u8 = 170;
+    pub(crate) const MARIA_DELETE_ROWS_COMPRESSED: u8 = 171;
+    pub(crate) const MARIA_PARTIAL_ROW_DATA: u8 = 172;
 }
 
 /// Flags in an event's head.
@@ -134,7 +144,15 @@ impl Head {
 
     /// Whether a transaction begins with this event.
     pub(crate) fn is_gtid(&self) -> bool {
-        matches!(self.kind, kind::GTID | kind::ANONYMOUS_GTID | kind::GTID_TAGGED)
+        matches!(
+            self.kind,
+            kind::GTID | kind::ANONYMOUS_GTID | kind::GTID_TAGGED | kind::MARIA_GTID
+        )
+    }
+
+    /// Whether it says what was executed before the file began.
+    pub(crate) fn is_executed_list(&self) -> bool {
+        matches!(self.kind, kind::PREVIOUS_GTIDS | kind::MARIA_GTID_LIST)
     }
 
     /// The head's bytes.
@@ -265,29 +283,48 @@ fn file_name(bytes: &[u8], what: &str) -> Result<String> {
     }
 }
 
-/// PREVIOUS_GTIDS: everything that was executed before the file began.
+/// PREVIOUS_GTIDS or GTID_LIST: everything that was executed before the file began.
 ///
 /// # Errors
-/// Corrupt, if the body is no GTID set.
-pub(crate) fn parse_previous_gtids(body: &[u8]) -> Result<GtidSet> {
-    GtidSet::decode(body).map_err(|error| error.context("PREVIOUS_GTIDS event"))
+/// Corrupt, if the body is none.
+pub(crate) fn parse_executed_list(kind: u8, body: &[u8]) -> Result<Executed> {
+    if kind == kind::MARIA_GTID_LIST {
+        let state = BinlogState::decode(body).map(Executed::from);
+        state.map_err(|error| error.context("GTID_LIST event"))
+    } else {
+        let set = GtidSet::decode(body).map(Executed::from);
+        set.map_err(|error| error.context("PREVIOUS_GTIDS event"))
+    }
 }
 
-/// GTID, ANONYMOUS_GTID or GTID_TAGGED: a transaction begins.
+/// Flags of MariaDB's GTID events (`Gtid_log_event` in the server's `sql/log_event.h`).
+pub(crate) mod maria_flag {
+    /// No COMMIT follows: the transaction is the next event that can stand by itself.
+    pub(crate) const STANDALONE: u8 = 0x01;
+    /// The number of a group commit follows.
+    pub(crate) const GROUP_COMMIT_ID: u8 = 0x02;
+}
+
+/// GTID, ANONYMOUS_GTID, GTID_TAGGED or MariaDB's GTID: a transaction begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct GtidEvent {
     /// Its name; `None` if it is anonymous.
-    pub(crate) gtid: Option<Gtid>,
+    pub(crate) gtid: Option<TxId>,
     /// Logical clock: the newest transaction of the file that this one has to wait for.
     pub(crate) last_committed: i64,
-    /// Logical clock: the number of this transaction in its file.
+    /// Logical clock: the number of this transaction in its file. MariaDB: the number of the group
+    /// that was committed together, if there was one.
     pub(crate) sequence_number: i64,
-    /// When this server committed it; `None` before MySQL 8.0.1.
+    /// When this server committed it; `None` before MySQL 8.0.1. MariaDB has no such time: there
+    /// it is the whole second in the head of the transaction's last event, once that was seen.
     pub(crate) immediate_commit_ts: Option<Timestamp>,
     /// When the first server committed it.
     pub(crate) original_commit_ts: Option<Timestamp>,
-    /// Length of the whole transaction with this event, in bytes; 0 before MySQL 8.0.2.
+    /// Length of the whole transaction with this event, in bytes; 0 before MySQL 8.0.2 and with
+    /// MariaDB.
     pub(crate) transaction_length: u64,
+    /// MariaDB's flags: see [`maria_flag`].
+    pub(crate) flags: u8,
 }
 
 impl GtidEvent {
@@ -295,16 +332,47 @@ impl GtidEvent {
     ///
     /// # Errors
     /// Corrupt, if it is not what a server writes.
-    pub(crate) fn parse(kind: u8, body: &[u8]) -> Result<Self> {
-        let parsed = if kind == kind::GTID_TAGGED {
-            parse_tagged(body)
-        } else {
-            parse_gtid(body, kind == kind::ANONYMOUS_GTID)
+    pub(crate) fn parse(head: &Head, body: &[u8]) -> Result<Self> {
+        let parsed = match head.kind {
+            kind::GTID_TAGGED => parse_tagged(body),
+            kind::MARIA_GTID => parse_maria(head.server_id, body),
+            kind => parse_gtid(body, kind == kind::ANONYMOUS_GTID),
         };
         parsed.ok_or_else(|| {
-            Error::corrupt(format!("GTID event (type {kind}): {} bytes make no sense", body.len()))
+            let (kind, len) = (head.kind, body.len());
+            Error::corrupt(format!("GTID event (type {kind}): {len} bytes make no sense"))
         })
     }
+
+    /// Of this transaction only its name is known.
+    fn named(gtid: Option<TxId>) -> Self {
+        Self {
+            gtid,
+            last_committed: 0,
+            sequence_number: 0,
+            immediate_commit_ts: None,
+            original_commit_ts: None,
+            transaction_length: 0,
+            flags: 0,
+        }
+    }
+
+    /// Whether no COMMIT ends this transaction of a MariaDB.
+    pub(crate) fn is_standalone(&self) -> bool {
+        self.flags & maria_flag::STANDALONE != 0
+    }
+}
+
+/// The server is named in the event's head. What may follow behind the group's number (an XID, or
+/// further flags) is of no use here.
+fn parse_maria(server: u32, body: &[u8]) -> Option<GtidEvent> {
+    let mut at = Reader(body);
+    let sequence = at.u64()?;
+    let domain = at.u32()?;
+    let flags = at.u8()?;
+    let group = if flags & maria_flag::GROUP_COMMIT_ID == 0 { 0 } else { at.u64()? };
+    let gtid = TxId::Maria(MariaGtid { domain, server, sequence });
+    Some(GtidEvent { flags, sequence_number: group.cast_signed(), ..GtidEvent::named(Some(gtid)) })
 }
 
 /// Commit times are µs in 55 bits; the bit above says that a second field follows. 0 is unknown.
@@ -320,14 +388,7 @@ fn parse_gtid(body: &[u8], anonymous: bool) -> Option<GtidEvent> {
     let uuid = *at.array::<16>()?;
     let n = at.u64()?;
     let gtid = if anonymous { None } else { Some(Gtid::new(uuid, Tag::default(), n)?) };
-    let mut event = GtidEvent {
-        gtid,
-        last_committed: 0,
-        sequence_number: 0,
-        immediate_commit_ts: None,
-        original_commit_ts: None,
-        transaction_length: 0,
-    };
+    let mut event = GtidEvent::named(gtid.map(TxId::MySql));
     // Each of the following parts came with a later server; an event may end before any.
     if at.0.first() != Some(&LOGICAL_CLOCK) {
         return Some(event);
@@ -393,12 +454,12 @@ fn parse_tagged(body: &[u8]) -> Option<GtidEvent> {
     }
     let gtid = Gtid::new(uuid?, tag, u64::try_from(n?).ok()?)?;
     Some(GtidEvent {
-        gtid: Some(gtid),
         last_committed,
         sequence_number,
         immediate_commit_ts: immediate.and_then(commit_ts),
         original_commit_ts: original.or(immediate).and_then(commit_ts),
         transaction_length,
+        ..GtidEvent::named(Some(TxId::MySql(gtid)))
     })
 }
 
@@ -430,15 +491,51 @@ impl<'a> Query<'a> {
         };
         parse().ok_or_else(|| Error::corrupt("QUERY event: too short"))
     }
+
+    /// Whether this is what ends a transaction in place of an XID.
+    pub(crate) fn is_end(&self) -> bool {
+        matches!(self.statement, b"COMMIT" | b"ROLLBACK")
+    }
+
+    /// The same with the statement of a QUERY_COMPRESSED event uncompressed into `buffer`, up to
+    /// [`STATEMENT_LIMIT`] bytes of it. `whole` says whether all of the event was given.
+    ///
+    /// # Errors
+    /// Corrupt, if it is not what a server writes.
+    pub(crate) fn uncompress(self, whole: bool, buffer: &'a mut Vec<u8>) -> Result<Self> {
+        let bad = |why: &str| Error::corrupt(format!("QUERY_COMPRESSED event: {why}"));
+        let mut at = Reader(self.statement);
+        let mut parse = || {
+            // 0x80, the algorithm (0 is zlib) in three bits, the length of the length in three.
+            let form = at.u8().filter(|form| form & 0xf8 == 0x80)?;
+            let length = at.bytes(usize::from(form & 7))?;
+            Some(length.iter().fold(0_u64, |length, byte| length << 8 | u64::from(*byte)))
+        };
+        let length = parse().ok_or_else(|| bad("not in its form"))?;
+        buffer.clear();
+        let inflated = flate2::read::ZlibDecoder::new(at.0).take(STATEMENT_LIMIT);
+        let (wanted, mut inflated) = (length.min(STATEMENT_LIMIT), inflated);
+        match inflated.read_to_end(buffer) {
+            Err(error) if whole => return Err(bad("not compressed as it says").source(error)),
+            Ok(len) if whole && len as u64 != wanted => return Err(bad("of another length")),
+            _ => {}
+        }
+        Ok(Self { schema: self.schema, statement: buffer })
+    }
 }
+
+/// How much of a compressed statement is uncompressed, in bytes.
+pub(crate) const STATEMENT_LIMIT: u64 = 64 << 10;
 
 /// HEARTBEAT: nothing new up to this place.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Heartbeat {
     /// The file that the sender is in.
     pub(crate) file: String,
-    /// Offset in it: 64 bits in version 2, the low 32 in version 1.
+    /// Offset in it.
     pub(crate) position: u64,
+    /// Whether that has only the low 32 bits.
+    pub(crate) truncated: bool,
 }
 
 impl Heartbeat {
@@ -448,8 +545,17 @@ impl Heartbeat {
     /// Corrupt, if it is none.
     pub(crate) fn parse(head: &Head, body: &[u8]) -> Result<Self> {
         if head.kind == kind::HEARTBEAT {
+            // A MariaDB beyond 4 GiB puts the whole offset before the name. No name has the zero
+            // bytes at the end of that.
+            if let (0, Some((offset, name))) = (head.log_pos, body.split_first_chunk::<8>())
+                && offset.ends_with(&[0])
+            {
+                let position = u64::from_le_bytes(*offset);
+                let file = file_name(name, "HEARTBEAT")?;
+                return Ok(Self { file, position, truncated: false });
+            }
             let file = file_name(body, "HEARTBEAT")?;
-            return Ok(Self { file, position: u64::from(head.log_pos) });
+            return Ok(Self { file, position: u64::from(head.log_pos), truncated: true });
         }
         let bad = || Error::corrupt("HEARTBEAT event of version 2: not in its form");
         let (mut file, mut position) = (None, None);
@@ -467,7 +573,8 @@ impl Heartbeat {
                 _ => {}
             }
         }
-        Ok(Self { file: file.ok_or_else(bad)?, position: position.ok_or_else(bad)? })
+        let (file, position) = (file.ok_or_else(bad)?, position.ok_or_else(bad)?);
+        Ok(Self { file, position, truncated: false })
     }
 }
 

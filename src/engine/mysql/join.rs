@@ -6,7 +6,8 @@
 //! **Invariant:** a place is continued only if the same server still has that file at least that
 //! long and has executed everything that was archived; everything else is a break, with a reason.
 
-use super::gtid::GtidSet;
+use super::executed::Executed;
+use super::flavor::Flavor;
 use super::sql;
 use crate::clock::Timestamp;
 use crate::engine::Endpoint;
@@ -41,10 +42,10 @@ pub(crate) struct Facts {
     /// `@@server_id`.
     pub(crate) server_id: u32,
     /// `@@gtid_executed`.
-    pub(crate) executed: GtidSet,
+    pub(crate) executed: Executed,
     /// `@@gtid_purged`: what it has executed and has in no file, because the file is gone or
     /// because it was only told so.
-    pub(crate) purged: GtidSet,
+    pub(crate) purged: Executed,
     /// The file that it writes, and how far.
     pub(crate) current: (String, u64),
     /// How far its clock is ahead of this host's, in µs; negative if it is behind.
@@ -62,7 +63,7 @@ pub(crate) struct Facts {
 pub(crate) async fn look(conn: &mut Conn, peer: &str) -> Result<Facts> {
     let ask = "SELECT @@GLOBAL.version, @@GLOBAL.server_id, @@GLOBAL.log_bin";
     let (version, server_id, log_bin): (String, u32, bool) = sql::row(conn, peer, ask).await?;
-    let number = check_version(peer, &version)?;
+    let flavor = check_version(peer, &version)?;
     if !log_bin {
         return Err(Error::refused(format!("{peer} writes no binary log"))
             .hint("start the server with log_bin on"));
@@ -77,7 +78,8 @@ pub(crate) async fn look(conn: &mut Conn, peer: &str) -> Result<Facts> {
                  is 0: SET PERSIST gtid_mode=ON",
             ));
     }
-    let ask = if number >= NEW_WORDS { "SHOW BINARY LOG STATUS" } else { "SHOW MASTER STATUS" };
+    let ask =
+        if flavor.number >= NEW_WORDS { "SHOW BINARY LOG STATUS" } else { "SHOW MASTER STATUS" };
     let status = ask;
     let row: Row = sql::row(conn, peer, status).await?;
     // The list is read after the current file, so it has that one, unless it was purged since.
@@ -99,25 +101,25 @@ fn file(peer: &str, row: &Row) -> Result<(String, u64)> {
     }
 }
 
-async fn executed(conn: &mut Conn, peer: &str) -> Result<GtidSet> {
+async fn executed(conn: &mut Conn, peer: &str) -> Result<Executed> {
     let (text,): (String,) = sql::row(conn, peer, "SELECT @@GLOBAL.gtid_executed").await?;
     text.parse()
 }
 
-fn check_version(peer: &str, version: &str) -> Result<(u32, u32, u32)> {
-    if version.contains("MariaDB") {
+fn check_version(peer: &str, version: &str) -> Result<Flavor> {
+    let Some(flavor) = Flavor::parse(version) else {
+        return Err(Error::refused(format!("{peer} gives {version:?} as its version")));
+    };
+    if flavor.is_maria() {
         return Err(Error::refused(format!(
             "{peer} is {version}: MariaDB cannot be captured by this version of pitr"
         )));
     }
-    let mut numbers = version.split(|c: char| !c.is_ascii_digit()).map(str::parse);
-    let mut next = || numbers.next().and_then(Result::ok).unwrap_or(0);
-    let number = (next(), next(), next());
-    if number < OLDEST {
+    if flavor.number < OLDEST {
         return Err(Error::refused(format!("{peer} is MySQL {version}, which is too old"))
             .hint("its transactions carry no commit times; pitr needs MySQL 8.0.2 or newer"));
     }
-    Ok(number)
+    Ok(flavor)
 }
 
 /// Where a dump begins, and what has to be seen there before its bytes may be handed over.
@@ -134,7 +136,7 @@ pub(crate) enum Start {
         /// The place.
         at: Position,
         /// Everything executed before it.
-        gtids: GtidSet,
+        gtids: Executed,
     },
     /// At the beginning of the place's file, which is read again up to it: the bytes must prove
     /// that it is the same log.
@@ -142,7 +144,7 @@ pub(crate) enum Start {
         /// The place.
         at: Position,
         /// Everything executed before it.
-        gtids: GtidSet,
+        gtids: Executed,
     },
     /// At the beginning of this file, whose PREVIOUS_GTIDS must be what was executed before the
     /// place.
@@ -150,7 +152,7 @@ pub(crate) enum Start {
         /// The place: the beginning of that file, or the end of the one before.
         at: Position,
         /// Everything executed before it.
-        gtids: GtidSet,
+        gtids: Executed,
         /// The file.
         file: String,
     },
@@ -169,7 +171,7 @@ pub(crate) async fn decide(
     same: Option<&str>,
 ) -> Result<Start> {
     let Some(at) = resume else { return Ok(Start::Begin { broken: None }) };
-    let gtids: GtidSet = at
+    let gtids: Executed = at
         .gtids
         .parse()
         .map_err(|error: Error| Error::corrupt(format!("archived position {at}")).source(error))?;
@@ -207,7 +209,7 @@ pub(crate) async fn decide(
     })
 }
 
-fn not_executed(peer: &str, lost: &GtidSet) -> String {
+fn not_executed(peer: &str, lost: &Executed) -> String {
     format!(
         "{peer} has lost transactions that were captured ({lost}): it was reset, restored from a \
          backup, or crashed before they were on its disk"
@@ -218,9 +220,9 @@ fn not_executed(peer: &str, lost: &GtidSet) -> String {
 async fn never_executed(
     conn: &mut Conn,
     peer: &str,
-    gtids: &GtidSet,
-    executed_before: &GtidSet,
-) -> Result<Option<GtidSet>> {
+    gtids: &Executed,
+    executed_before: &Executed,
+) -> Result<Option<Executed>> {
     let mut lost = gtids.subtract(executed_before);
     let begun = tokio::time::Instant::now();
     while !lost.is_empty() {

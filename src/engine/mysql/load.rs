@@ -8,7 +8,7 @@
 use super::accounts::{self, Account, SYSTEM_ACCOUNTS};
 use super::ask;
 use super::baseline::{ACCOUNT_MARK, ACCOUNTS_MARK, CLIENT_PACKAGE, END_MARK, Facts, HEAD_MARK};
-use super::gtid::GtidSet;
+use super::executed::Executed;
 use super::tools::{self, OptionFile};
 use crate::error::{Context, Error, Result};
 use bytes::{Bytes, BytesMut};
@@ -247,7 +247,7 @@ async fn apply_accounts(
 /// # Errors
 /// Finding, if the server has not exactly those afterwards.
 pub(super) async fn take_over_gtids(conn: &mut Conn, gtids: &str) -> Result<()> {
-    let set: GtidSet = gtids.parse()?;
+    let set: Executed = gtids.parse()?;
     let clearing = || "clear the target's own GTIDs".to_owned();
     let mut cleared = ask::run(conn, "RESET BINARY LOGS AND GTIDS", clearing).await;
     if ask::is_syntax_error(&cleared) {
@@ -270,7 +270,7 @@ pub(super) async fn take_over_gtids(conn: &mut Conn, gtids: &str) -> Result<()> 
 }
 
 /// `@@gtid_executed`.
-pub(super) async fn executed(conn: &mut Conn) -> Result<GtidSet> {
+pub(super) async fn executed(conn: &mut Conn) -> Result<Executed> {
     let text: Option<String> =
         ask::first(conn, "SELECT @@GLOBAL.gtid_executed", || "read gtid_executed".into()).await?;
     text.ok_or_else(|| Error::unavailable("the target has no gtid_executed"))?.parse()

@@ -7,7 +7,7 @@
 //! **Invariant:** the place found is a boundary between transactions, or it is an error.
 
 use super::event::{FormatDescription, HEAD_BYTES, Head, MAGIC};
-use super::gtid::GtidSet;
+use super::executed::Executed;
 use super::stream::{End, Splitter, Track};
 use crate::clock::Timestamp;
 use crate::engine::Located;
@@ -27,7 +27,7 @@ pub(crate) async fn locate(
     offset: u64,
 ) -> Result<Located> {
     let place = format!("{}:{offset}", from.log);
-    let gtids: GtidSet = from.gtids.parse().map_err(|error: Error| {
+    let gtids: Executed = from.gtids.parse().map_err(|error: Error| {
         Error::corrupt(format!("archived position {from}")).source(error)
     })?;
     if offset < from.offset {

@@ -11,7 +11,7 @@ use super::auth::ServerError;
 use super::event::{
     Checksum, FormatDescription, Head, Heartbeat, MAGIC, Rotate, body, kind, verify_crc,
 };
-use super::gtid::GtidSet;
+use super::executed::Executed;
 use super::join::{Aside, Facts, Start};
 use super::packet::{Fragment, FragmentReader};
 use super::stream::{End, Part, Splitter, Track};
@@ -64,7 +64,7 @@ enum Hold {
     /// The dump of the middle of a file begins.
     Middle { at: Position },
     /// The walk through the file arrives at the place, with the same transactions before it.
-    Walk { at: Position, gtids: GtidSet },
+    Walk { at: Position, gtids: Executed },
     /// PREVIOUS_GTIDS, which must say the same as the place.
     File { at: Position },
     /// Nothing: it is open.
@@ -482,7 +482,7 @@ impl<'a> Pump<'a> {
     }
 
     fn gtids(&self) -> String {
-        self.track.gtids.as_ref().map(GtidSet::to_string).unwrap_or_default()
+        self.track.gtids.as_ref().map(Executed::to_string).unwrap_or_default()
     }
 
     /// An event that the source made up for its reader.
@@ -498,7 +498,7 @@ impl<'a> Pump<'a> {
             kind::ROTATE => self.rotate(&Rotate::parse(body)?).await,
             kind::HEARTBEAT | kind::HEARTBEAT_V2 => {
                 let beat = Heartbeat::parse(head, body)?;
-                self.heartbeat(head.kind, &beat).await
+                self.heartbeat(&beat).await
             }
             other => {
                 let what = format!("a made-up event of type {other}");
@@ -541,12 +541,12 @@ impl<'a> Pump<'a> {
 
     /// Nothing has come for a while. If the source says that its log ends here, then everything
     /// committed until now was handed over.
-    async fn heartbeat(&mut self, version: u8, beat: &Heartbeat) -> Result<(), Stop> {
+    async fn heartbeat(&mut self, beat: &Heartbeat) -> Result<(), Stop> {
         if self.track.is_open() || self.hold != Hold::Open || self.expect != Expect::Event {
             return Ok(());
         }
         let offset = self.track.offset;
-        let known = if version == kind::HEARTBEAT { offset & 0xffff_ffff } else { offset };
+        let known = if beat.truncated { offset & 0xffff_ffff } else { offset };
         if beat.file != self.track.log || beat.position != known {
             let what = format!("the source believes to be at {}:{}", beat.file, beat.position);
             return Err(self.track.corrupt(&what).into());

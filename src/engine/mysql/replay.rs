@@ -4,7 +4,7 @@
 //! one of its replication threads, or the log, says why that cannot be. It waits for nothing else.
 
 use super::ask;
-use super::gtid::GtidSet;
+use super::executed::Executed;
 use super::serve::ReplaySource;
 use super::walk::Served;
 use crate::error::{Error, Result};
@@ -85,14 +85,15 @@ pub(super) async fn wait(
         }
         if reported.elapsed() >= REPORT_EVERY {
             reported = Instant::now();
-            let executed = super::load::executed(conn).await?.count();
-            tracing::info!("the target has executed {executed} transactions");
+            if let Some(executed) = super::load::executed(conn).await?.count() {
+                tracing::info!("the target has executed {executed} transactions");
+            }
         }
     }
 }
 
 /// Waits a moment for the target to have executed all of `set`.
-async fn has_executed(conn: &mut Conn, set: &GtidSet) -> Result<bool> {
+async fn has_executed(conn: &mut Conn, set: &Executed) -> Result<bool> {
     if set.is_empty() {
         return Ok(true);
     }

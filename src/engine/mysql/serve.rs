@@ -294,7 +294,7 @@ impl ReplaySource {
             &self.program,
             self.identity.server_id,
             self.replica_id,
-            request.has,
+            request.has.into(),
         );
         dump.heartbeats(heartbeat, version_2);
         let superseded = newest.wait_for(|n| *n != number);

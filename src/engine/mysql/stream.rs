@@ -7,11 +7,12 @@
 //! **Invariant:** offsets are summed from lengths; `log_pos`, which has 32 bits, is never believed.
 
 use super::event::{
-    CRC_BYTES, Checksum, FormatDescription, GtidEvent, HEAD_BYTES, Head, MAGIC, body, kind,
-    parse_previous_gtids,
+    CRC_BYTES, Checksum, FormatDescription, GtidEvent, HEAD_BYTES, Head, MAGIC, Query, body, kind,
+    parse_executed_list,
 };
-use super::gtid::GtidSet;
+use super::executed::Executed;
 use super::packet::FIRST_FRAGMENT;
+use crate::clock::Timestamp;
 use crate::error::{Error, Result};
 use bytes::{Buf, Bytes, BytesMut};
 
@@ -22,29 +23,19 @@ const WHOLE_LIMIT: usize = 64 << 20;
 /// the others to see what they are.
 fn held(head: &Head) -> Result<usize> {
     let length = head.length as usize;
-    match head.kind {
-        kind::FORMAT_DESCRIPTION
-        | kind::ROTATE
-        | kind::PREVIOUS_GTIDS
-        | kind::GTID
-        | kind::ANONYMOUS_GTID
-        | kind::GTID_TAGGED
-        | kind::HEARTBEAT
-        | kind::HEARTBEAT_V2
-            if length > WHOLE_LIMIT =>
-        {
-            Err(Error::corrupt(format!("an event of type {} with {length} bytes", head.kind)))
-        }
-        kind::FORMAT_DESCRIPTION
-        | kind::ROTATE
-        | kind::PREVIOUS_GTIDS
-        | kind::GTID
-        | kind::ANONYMOUS_GTID
-        | kind::GTID_TAGGED
-        | kind::HEARTBEAT
-        | kind::HEARTBEAT_V2 => Ok(length),
-        _ => Ok(length.min(FIRST_FRAGMENT)),
+    let is_read = head.is_gtid()
+        || head.is_executed_list()
+        || matches!(
+            head.kind,
+            kind::FORMAT_DESCRIPTION | kind::ROTATE | kind::HEARTBEAT | kind::HEARTBEAT_V2
+        );
+    if !is_read {
+        return Ok(length.min(FIRST_FRAGMENT));
     }
+    if length > WHOLE_LIMIT {
+        return Err(Error::corrupt(format!("an event of type {} with {length} bytes", head.kind)));
+    }
+    Ok(length)
 }
 
 /// A part of an event.
@@ -151,8 +142,19 @@ pub(crate) enum End {
 #[derive(Debug, Clone, Copy)]
 struct Open {
     event: GtidEvent,
-    /// Offset behind its last event.
-    end: u64,
+    until: Until,
+}
+
+/// What ends an open transaction.
+#[derive(Debug, Clone, Copy)]
+enum Until {
+    /// The event that ends at this offset, as the transaction itself says.
+    Offset(u64),
+    /// An event that commits it, or that stands by itself: MariaDB's do not say how long they are.
+    Closing {
+        /// Whether the current event is that one.
+        now: bool,
+    },
 }
 
 /// Follows the events of a file, and of the files after it.
@@ -164,15 +166,16 @@ pub(crate) struct Track {
     pub(crate) offset: u64,
     /// Offset behind the last event at which no transaction was open.
     pub(crate) whole: u64,
-    /// Everything executed before `whole`. `None` until the first PREVIOUS_GTIDS says it.
-    pub(crate) gtids: Option<GtidSet>,
+    /// Everything executed before `whole`. `None` until the first PREVIOUS_GTIDS or GTID_LIST says
+    /// it.
+    pub(crate) gtids: Option<Executed>,
     /// How the events of the file are written.
     pub(crate) checksum: Checksum,
-    /// Whether this file's PREVIOUS_GTIDS, the second of its events, is still to come.
+    /// Whether this file's PREVIOUS_GTIDS or GTID_LIST, the second of its events, is still to come.
     pub(crate) awaits_gtids: bool,
     /// What a server has executed and never logged (`gtid_purged` that was set by hand): no
     /// PREVIOUS_GTIDS has it. `None` if that is not known, and a list that lacks something passes.
-    pub(crate) unlogged: Option<GtidSet>,
+    pub(crate) unlogged: Option<Executed>,
     /// Whether what comes is not the continuation of what came before.
     pub(crate) forked: bool,
     open: Option<Open>,
@@ -185,7 +188,7 @@ pub(crate) struct Track {
 
 impl Track {
     /// Begins at a place in a file whose executed GTIDs are known, if they are.
-    pub(crate) fn new(log: &str, offset: u64, gtids: Option<GtidSet>) -> Self {
+    pub(crate) fn new(log: &str, offset: u64, gtids: Option<Executed>) -> Self {
         Self {
             log: log.to_owned(),
             offset,
@@ -242,11 +245,13 @@ impl Track {
             self.whole = self.offset;
             return Ok(Some(End::Outside));
         };
-        if self.offset < open.end {
-            return Ok(Some(End::Within));
-        }
-        if self.offset > open.end {
-            return Err(self.corrupt("an event goes beyond the end of its transaction"));
+        match open.until {
+            Until::Offset(end) if self.offset > end => {
+                return Err(self.corrupt("an event goes beyond the end of its transaction"));
+            }
+            Until::Offset(end) if self.offset < end => return Ok(Some(End::Within)),
+            Until::Closing { now: false } => return Ok(Some(End::Within)),
+            Until::Offset(_) | Until::Closing { now: true } => {}
         }
         self.open = None;
         self.whole = self.offset;
@@ -254,7 +259,8 @@ impl Track {
             && !gtids.add(gtid)
         {
             self.forked = true;
-            return Err(self.corrupt(&format!("the transaction {gtid} comes twice")));
+            let what = format!("the transaction {gtid} comes twice, or is another server's");
+            return Err(self.corrupt(&what));
         }
         Ok(Some(End::Record(open.event)))
     }
@@ -266,66 +272,93 @@ impl Track {
             self.checksum = FormatDescription::parse(&part.bytes)?.checksum;
         }
         self.crc = (self.checksum == Checksum::Crc32).then(crc32fast::Hasher::new);
-        if self.awaits_gtids
-            && !matches!(head.kind, kind::FORMAT_DESCRIPTION | kind::PREVIOUS_GTIDS)
+        if self.awaits_gtids && !(head.kind == kind::FORMAT_DESCRIPTION || head.is_executed_list())
         {
             return Err(self.corrupt("the file does not begin with the transactions before it"));
         }
-        match (head.kind, self.open.is_some()) {
-            (_, false) if head.is_gtid() => {
-                let event = GtidEvent::parse(head.kind, body(&part.bytes, self.checksum)?)?;
-                if event.transaction_length < u64::from(head.length) {
+        if self.open.is_some() { self.go_on(head, part) } else { self.begin_outside(head, part) }
+    }
+
+    /// An event that comes while no transaction is open.
+    fn begin_outside(&mut self, head: &Head, part: &Part) -> Result<()> {
+        match head.kind {
+            _ if head.is_gtid() => {
+                let event = GtidEvent::parse(head, body(&part.bytes, self.checksum)?)?;
+                let until = if head.kind == kind::MARIA_GTID {
+                    Until::Closing { now: false }
+                } else if event.transaction_length < u64::from(head.length) {
                     return Err(self.corrupt("a transaction that does not say how long it is"));
-                }
-                let end = self.offset.saturating_add(event.transaction_length);
-                self.open = Some(Open { event, end });
+                } else {
+                    Until::Offset(self.offset.saturating_add(event.transaction_length))
+                };
+                self.open = Some(Open { event, until });
+                Ok(())
             }
-            (kind::PREVIOUS_GTIDS, false) => {
-                self.previous_gtids(parse_previous_gtids(body(&part.bytes, self.checksum)?)?)?;
+            _ if head.is_executed_list() => {
+                let said = parse_executed_list(head.kind, body(&part.bytes, self.checksum)?)?;
+                self.executed_list(said)
             }
-            (kind::FORMAT_DESCRIPTION | kind::ROTATE | kind::STOP | kind::PREVIOUS_GTIDS, true) => {
-                let what = format!("an event of type {} within a transaction", head.kind);
-                return Err(self.corrupt(&what));
-            }
-            (_, true) if head.is_gtid() => {
-                return Err(self.corrupt("a transaction begins within another"));
-            }
-            (_, true)
-            | (
-                kind::FORMAT_DESCRIPTION
-                | kind::ROTATE
-                | kind::STOP
-                | kind::IGNORABLE
-                | kind::INCIDENT,
-                false,
-            ) => {}
-            (_, false) => {
-                let what = format!("an event of type {} outside of a transaction", head.kind);
-                return Err(self.corrupt(&what));
+            kind::FORMAT_DESCRIPTION
+            | kind::ROTATE
+            | kind::STOP
+            | kind::IGNORABLE
+            | kind::INCIDENT
+            | kind::MARIA_BINLOG_CHECKPOINT => Ok(()),
+            other => {
+                let what = format!("an event of type {other} outside of a transaction");
+                Err(self.corrupt(&what))
             }
         }
-        Ok(())
+    }
+
+    /// An event that comes while a transaction is open.
+    fn go_on(&mut self, head: &Head, part: &Part) -> Result<()> {
+        let what = match head.kind {
+            _ if head.is_gtid() => "a transaction begins within another".to_owned(),
+            kind::FORMAT_DESCRIPTION
+            | kind::ROTATE
+            | kind::STOP
+            | kind::PREVIOUS_GTIDS
+            | kind::MARIA_GTID_LIST
+            | kind::MARIA_BINLOG_CHECKPOINT => {
+                format!("an event of type {} within a transaction", head.kind)
+            }
+            _ => {
+                let checksum = self.checksum;
+                if let Some(Open { event, until: Until::Closing { now } }) = &mut self.open {
+                    *now = closes(event, head, part, checksum)?;
+                    event.immediate_commit_ts = seconds(head.timestamp);
+                }
+                return Ok(());
+            }
+        };
+        Err(self.corrupt(&what))
     }
 
     /// The proof of continuity at the beginning of each file.
-    fn previous_gtids(&mut self, said: GtidSet) -> Result<()> {
+    fn executed_list(&mut self, said: Executed) -> Result<()> {
         self.awaits_gtids = false;
         let Some(known) = &self.gtids else {
             let mut executed = said;
-            executed.union_with(self.unlogged.as_ref().unwrap_or(&GtidSet::default()));
+            if let Some(unlogged) = &self.unlogged {
+                executed.union_with(unlogged);
+            }
             self.gtids = Some(executed);
             return Ok(());
         };
-        let (missing, extra) = (said.subtract(known), known.subtract(&said));
-        let why = if !missing.is_empty() {
-            format!("its list of executed transactions has {missing}, which never came")
-        } else if self.unlogged.as_ref().is_some_and(|unlogged| !extra.is_subset(unlogged)) {
-            format!("its list of executed transactions lacks {extra}, which came before")
-        } else {
-            return Ok(());
-        };
-        self.forked = true;
-        Err(self.corrupt(&why))
+        match known.contradicted_by(&said, self.unlogged.as_ref()) {
+            None => {
+                // It may have forgotten a domain that was deleted.
+                if let Executed::Maria(_) = &said {
+                    self.gtids = Some(said);
+                }
+                Ok(())
+            }
+            Some(why) => {
+                self.forked = true;
+                Err(self.corrupt(&format!("its list of executed transactions {why}")))
+            }
+        }
     }
 
     fn add_to_crc(&mut self, part: &Part) {
@@ -351,6 +384,40 @@ impl Track {
     pub(crate) fn corrupt(&self, what: &str) -> Error {
         Error::corrupt(format!("{}:{}: {what}", self.log, self.offset))
     }
+}
+
+/// Whether an event of MariaDB ends its transaction: by the rules by which the server itself finds
+/// the end of an event group (`Log_event::is_part_of_group` and
+/// `Query_log_event::peek_is_commit_rollback` in its `sql/log_event.h`).
+fn closes(event: &GtidEvent, head: &Head, part: &Part, checksum: Checksum) -> Result<bool> {
+    Ok(match head.kind {
+        _ if event.is_standalone() => !matches!(
+            head.kind,
+            kind::INTVAR
+                | kind::RAND
+                | kind::USER_VAR
+                | kind::TABLE_MAP
+                | kind::MARIA_ANNOTATE_ROWS
+                | kind::MARIA_PARTIAL_ROW_DATA
+        ),
+        kind::XID | kind::XA_PREPARE => true,
+        // What does not come in one part is longer than COMMIT.
+        kind::QUERY if part.last => Query::parse(body(&part.bytes, checksum)?)?.is_end(),
+        kind::MARIA_QUERY_COMPRESSED if part.last => {
+            let query = Query::parse(body(&part.bytes, checksum)?)?;
+            // Nor is anything that is longer when it is compressed.
+            query.statement.len() < COMPRESSED_END_MAX
+                && query.uncompress(true, &mut Vec::new())?.is_end()
+        }
+        _ => false,
+    })
+}
+
+/// The most bytes that `COMMIT` or `ROLLBACK` have when they are compressed, with their head.
+const COMPRESSED_END_MAX: usize = 64;
+
+fn seconds(seconds: u32) -> Option<Timestamp> {
+    (seconds > 0).then(|| Timestamp::from_micros(i64::from(seconds) * 1_000_000))
 }
 
 #[cfg(test)]

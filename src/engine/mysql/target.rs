@@ -9,7 +9,7 @@
 
 use super::accounts::{self, Account};
 use super::events::States;
-use super::gtid::GtidSet;
+use super::executed::Executed;
 use super::load::{self, Baseline};
 use super::serve::{Identity, ReplaySource};
 use super::server::{LARGEST_PACKET, ScratchServer, Setup};
@@ -165,7 +165,7 @@ impl MysqlTarget {
         let replica_id: Option<u32> =
             ask::first(conn, "SELECT @@server_id", || "ask for server_id".into()).await?;
         let replica_id = replica_id.ok_or_else(|| Error::bug("the target has no server_id"))?;
-        let base: GtidSet = baseline.position.gtids.parse()?;
+        let base: Executed = baseline.position.gtids.parse()?;
         let events = States::read(conn).await?;
         let program = Program { log, cut: cut.clone(), base, events };
         let mut taken = self.needs.origins.clone();

@@ -9,7 +9,7 @@
 
 use super::event::{self, Checksum, FormatDescription, GtidEvent, Head, MAGIC, Query, body, kind};
 use super::events::States;
-use super::gtid::GtidSet;
+use super::executed::Executed;
 use super::stream::{End, Part, Splitter, Track};
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
@@ -27,7 +27,7 @@ pub(super) struct Program {
     /// Where to stop.
     pub(super) cut: Cut,
     /// Everything executed before the beginning.
-    pub(super) base: GtidSet,
+    pub(super) base: Executed,
     /// The scheduled events, as they are at the beginning.
     pub(super) events: States,
 }
@@ -47,7 +47,7 @@ pub(super) struct Served {
     /// As the receipt has it.
     pub(super) applied: Applied,
     /// Everything executed at the cut.
-    pub(super) gtids: GtidSet,
+    pub(super) gtids: Executed,
     /// The scheduled events at the cut.
     pub(super) events: States,
 }
@@ -63,6 +63,9 @@ pub(super) struct Walk<'a> {
     /// FORMAT_DESCRIPTION and PREVIOUS_GTIDS of the file.
     pub(super) format: Bytes,
     pub(super) previous: Bytes,
+    /// Whether the last [`Self::open`] went on in the middle of another file: whoever follows has
+    /// to be told how that one is written.
+    pub(super) joined: bool,
     records: u64,
     bytes: u64,
     first: Option<GtidEvent>,
@@ -89,6 +92,7 @@ impl<'a> Walk<'a> {
             magic_left: 0,
             format: Bytes::new(),
             previous: Bytes::new(),
+            joined: false,
             records: 0,
             bytes: 0,
             first: None,
@@ -139,12 +143,24 @@ impl<'a> Walk<'a> {
                 self.place()
             )));
         }
+        let format = head.get(MAGIC.len()..).unwrap_or_default();
+        let is_same = head.is_empty() || format.starts_with(&self.format);
+        self.joined = false;
         match &mut self.track {
             // The same file goes on.
-            Some(track) if track.log == at.log && track.offset == start => return Ok(()),
+            Some(track) if track.log == at.log && track.offset == start && is_same => return Ok(()),
             Some(track) if start == magic => track.begin_file(&at.log)?,
+            // The source failed over to a server that had the same transactions so far.
             Some(track) => {
-                return Err(track.corrupt(&format!("the archive goes on at {at}, not here")));
+                let gtids = at.gtids.parse().map_err(|error: Error| {
+                    Error::corrupt(format!("archived position {at}")).source(error)
+                })?;
+                if track.is_open() || track.gtids.as_ref() != Some(&gtids) {
+                    return Err(track.corrupt(&format!("the archive goes on at {at}, not here")));
+                }
+                self.track = Some(Track::new(&at.log, start, Some(gtids)));
+                self.previous = Bytes::new();
+                self.joined = true;
             }
             None => {
                 let base = self.program.base.clone();
@@ -208,7 +224,7 @@ impl<'a> Walk<'a> {
         let checksum = self.track()?.checksum;
         match head.kind {
             _ if head.is_gtid() => {
-                let event = GtidEvent::parse(head.kind, body(&part.bytes, checksum)?)?;
+                let event = GtidEvent::parse(head, body(&part.bytes, checksum)?)?;
                 if self.is_behind_cut(&event)? {
                     return Ok(Some(Next::Cut(landing(Some(event)))));
                 }
@@ -337,7 +353,7 @@ impl<'a> Walk<'a> {
                 let Some(head) = &part.head else { continue };
                 if head.is_gtid() {
                     let checksum = self.track.as_ref()?.checksum;
-                    let event = GtidEvent::parse(head.kind, body(&part.bytes, checksum).ok()?);
+                    let event = GtidEvent::parse(head, body(&part.bytes, checksum).ok()?);
                     return landing(event.ok());
                 }
             }

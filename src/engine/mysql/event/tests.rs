@@ -26,7 +26,7 @@ fn a_real_gtid_event_is_understood() {
     assert_eq!((head.log_pos, head.flags), (235, 0));
     assert_eq!(head.to_bytes()[..], event[..HEAD_BYTES]);
     assert!(verify_crc(&event));
-    let gtid = GtidEvent::parse(head.kind, body(&event, Checksum::Crc32).unwrap()).unwrap();
+    let gtid = GtidEvent::parse(&head, body(&event, Checksum::Crc32).unwrap()).unwrap();
     assert_eq!(gtid.gtid.unwrap().to_string(), "99e5655d-e67c-11f1-bcea-02fc00000001:1");
     assert_eq!((gtid.last_committed, gtid.sequence_number), (0, 1));
     let at = Some(Timestamp::from_micros(1_795_355_831_238_113));
@@ -40,7 +40,7 @@ fn a_real_tagged_gtid_event_is_understood() {
     let head = Head::parse(&event).unwrap();
     assert_eq!(head.length as usize, event.len());
     assert!(verify_crc(&event));
-    let gtid = GtidEvent::parse(head.kind, body(&event, Checksum::Crc32).unwrap()).unwrap();
+    let gtid = GtidEvent::parse(&head, body(&event, Checksum::Crc32).unwrap()).unwrap();
     assert_eq!(gtid.gtid.unwrap().to_string(), "99e5655d-e67c-11f1-bcea-02fc00000001:tagx:1");
     assert_eq!((gtid.last_committed, gtid.sequence_number), (2, 4));
     let at = Some(Timestamp::from_micros(1_795_355_831_248_031));
@@ -51,13 +51,14 @@ fn a_real_tagged_gtid_event_is_understood() {
 #[test]
 fn a_replicated_transaction_has_two_commit_times() {
     let mut event = hex(GTID);
+    let head = Head::parse(&event).unwrap();
     let body = &mut event[HEAD_BYTES..];
     // Bit 55 of the first time says that the original one follows.
     body[42 + 6] |= 0x80;
     let mut with_two = body[..49].to_vec();
     with_two.extend(7_u64.to_le_bytes().iter().take(7));
     with_two.extend(&body[49..body.len() - CRC_BYTES]);
-    let gtid = GtidEvent::parse(kind::GTID, &with_two).unwrap();
+    let gtid = GtidEvent::parse(&head, &with_two).unwrap();
     assert_eq!(gtid.immediate_commit_ts, Some(Timestamp::from_micros(1_795_355_831_238_113)));
     assert_eq!(gtid.original_commit_ts, Some(Timestamp::from_micros(7)));
     assert_eq!(gtid.transaction_length, 176);
@@ -111,7 +112,7 @@ fn events_made_up_for_a_reader_are_read_back(#[case] checksum: Checksum) {
         let head = Head::parse(&event).unwrap();
         assert!(head.is_artificial());
         let beat = Heartbeat::parse(&head, body(&event, checksum).unwrap()).unwrap();
-        assert_eq!(beat, Heartbeat { position, file: "binlog.000002".into() });
+        assert_eq!(beat, Heartbeat { position, file: "binlog.000002".into(), truncated: false });
 
         let event = heartbeat_v1(7, "binlog.000002", position, checksum);
         assert_eq!(checksum == Checksum::Crc32, verify_crc(&event));
@@ -119,6 +120,38 @@ fn events_made_up_for_a_reader_are_read_back(#[case] checksum: Checksum) {
         let beat = Heartbeat::parse(&head, body(&event, checksum).unwrap()).unwrap();
         assert_eq!(beat.position, position & 0xffff_ffff);
     }
+}
+
+#[test]
+fn a_heartbeat_of_mariadb_beyond_4_gib_has_its_place_before_the_name() {
+    let body = hex("0500000001000000 6d62696e2e303030303031");
+    let event = build(made_up(kind::HEARTBEAT, 7, 0, 0), &body, Checksum::None);
+    let beat = Heartbeat::parse(&Head::parse(&event).unwrap(), &body).unwrap();
+    let file = "mbin.000001".into();
+    assert_eq!(beat, Heartbeat { file, position: (1 << 32) + 5, truncated: false });
+}
+
+#[test]
+fn compressed_statements_are_read() {
+    // What MariaDB 10.11 wrote with log_bin_compress for `insert into ai(u) values ('xxx…')`.
+    let log = include_bytes!("../../../../fixtures/mariadb/mbin.000003");
+    let at = log.windows(5).position(|w| w[4] == kind::MARIA_QUERY_COMPRESSED).unwrap();
+    let head = Head::parse(&log[at..]).unwrap();
+    let body = &log[at + HEAD_BYTES..at + head.length as usize - CRC_BYTES];
+    let query = Query::parse(body).unwrap();
+    assert_eq!(query.schema, b"d");
+    let mut buffer = vec![];
+    let whole = query.uncompress(true, &mut buffer).unwrap();
+    let statement = format!("insert into ai(u) values ('{}')", "x".repeat(500));
+    assert_eq!(whole.statement, statement.as_bytes());
+    // Of a part, what is there is uncompressed; a whole one must be whole.
+    let mut part = query;
+    part.statement = &part.statement[..part.statement.len() - 8];
+    assert!(part.uncompress(true, &mut vec![]).is_err());
+    let mut buffer = vec![];
+    assert!(
+        statement.as_bytes().starts_with(part.uncompress(false, &mut buffer).unwrap().statement)
+    );
 }
 
 #[test]
@@ -177,12 +210,16 @@ fn everything(bytes: &[u8]) {
     for checksum in [Checksum::None, Checksum::Crc32] {
         for body in [body(bytes, checksum).unwrap_or_default(), bytes] {
             drop(Rotate::parse(body));
-            drop(parse_previous_gtids(body));
-            drop(Query::parse(body));
-            for kind in [kind::GTID, kind::ANONYMOUS_GTID, kind::GTID_TAGGED] {
-                drop(GtidEvent::parse(kind, body));
+            drop(parse_executed_list(kind::PREVIOUS_GTIDS, body));
+            drop(parse_executed_list(kind::MARIA_GTID_LIST, body));
+            if let Ok(query) = Query::parse(body) {
+                drop(query.uncompress(true, &mut vec![]));
             }
             if let Ok(head) = &head {
+                for kind in [kind::GTID, kind::ANONYMOUS_GTID, kind::GTID_TAGGED, kind::MARIA_GTID]
+                {
+                    drop(GtidEvent::parse(&Head { kind, ..*head }, body));
+                }
                 drop(Heartbeat::parse(head, body));
                 drop(Heartbeat::parse(&Head { kind: kind::HEARTBEAT_V2, ..*head }, body));
             }

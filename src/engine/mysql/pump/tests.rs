@@ -19,8 +19,8 @@ fn facts(end: u64) -> Facts {
         version: "9.7.4".into(),
         uuid: "u".into(),
         server_id: 1,
-        executed: GtidSet::default(),
-        purged: GtidSet::default(),
+        executed: Executed::default(),
+        purged: Executed::default(),
         current: (LOG.into(), end),
         skew_micros: 0,
         status: "SHOW BINARY LOG STATUS",
@@ -97,8 +97,8 @@ fn begin() -> Start {
     Start::Begin { broken: None }
 }
 
-fn place(offset: u64, set: &str) -> (Position, GtidSet) {
-    let gtids: GtidSet = set.parse().unwrap();
+fn place(offset: u64, set: &str) -> (Position, Executed) {
+    let gtids: Executed = set.parse().unwrap();
     (Position { gtids: gtids.to_string(), ..Position::new(LOG, offset) }, gtids)
 }
 

@@ -1,6 +1,9 @@
 use super::*;
 use crate::engine::mysql::event::{build, renew_crc};
+use crate::engine::mysql::executed::TxId;
+use crate::engine::mysql::gtid::GtidSet;
 use proptest::prelude::*;
+use rstest::rstest;
 
 const UUID: [u8; 16] = [7; 16];
 
@@ -68,7 +71,7 @@ pub(in crate::engine::mysql) fn file(transactions: &[Vec<usize>], checksum: Chec
 fn read(log: &[u8], piece: usize) -> Result<(Vec<(u64, End)>, Track)> {
     let mut splitter = Splitter::default();
     let mut track = Track::new("binlog.000001", 4, None);
-    track.unlogged = Some(GtidSet::default());
+    track.unlogged = Some(Executed::default());
     let mut ends = vec![];
     for piece in log.chunks(piece) {
         splitter.push(Bytes::copy_from_slice(piece));
@@ -84,9 +87,20 @@ fn read(log: &[u8], piece: usize) -> Result<(Vec<(u64, End)>, Track)> {
     Ok((ends, track))
 }
 
+fn gtids(track: &Track) -> GtidSet {
+    track.gtids.as_ref().unwrap().to_string().parse().unwrap()
+}
+
+fn number(event: &GtidEvent) -> u64 {
+    match event.gtid {
+        Some(TxId::MySql(gtid)) => gtid.n,
+        _ => 0,
+    }
+}
+
 fn records(ends: &[(u64, End)]) -> Vec<(u64, u64)> {
     let record = |&(at, end): &(u64, End)| match end {
-        End::Record(event) => Some((at, event.gtid.unwrap().n)),
+        End::Record(event) => Some((at, number(&event))),
         _ => None,
     };
     ends.iter().filter_map(record).collect()
@@ -189,7 +203,7 @@ fn a_large_set_is_read_whole() {
     log.extend(previous_gtids(&text, Checksum::Crc32));
     log.extend(transaction(3, &[9], Checksum::Crc32));
     let (_, track) = read(&log, 10_000).unwrap();
-    assert_eq!(track.gtids.unwrap().count(), 20_001);
+    assert_eq!(gtids(&track).count(), 20_001);
 }
 
 proptest! {
@@ -226,4 +240,68 @@ proptest! {
         }
         drop(read(&bytes, piece));
     }
+}
+
+/// Consecutive files of a MariaDB 10.11 with what is odd about its transactions in the first: two
+/// domains, XA, savepoints, MyISAM and ROLLBACK, user variables before DDL, numbers out of order.
+const MARIA: [&[u8]; 3] = [
+    include_bytes!("../../../../fixtures/mariadb/mbin.000001"),
+    include_bytes!("../../../../fixtures/mariadb/mbin.000002"),
+    include_bytes!("../../../../fixtures/mariadb/mbin.000003"),
+];
+
+/// The transactions that `SHOW BINLOG EVENTS` has in the first file.
+const MARIA_TRANSACTIONS: usize = 35;
+
+#[rstest]
+#[case(1)]
+#[case(100)]
+#[case(usize::MAX)]
+fn transactions_of_mariadb_end_where_no_other_event_belongs_to_them(#[case] piece: usize) {
+    let (ends, track) = read(&MARIA[0][4..], piece).unwrap();
+    let is_record = |(_, end): &&(u64, End)| matches!(end, End::Record(_));
+    assert_eq!(ends.iter().filter(is_record).count(), MARIA_TRANSACTIONS);
+    // Nothing but the head of the file and its ROTATE lies between transactions.
+    let outside = ends.iter().filter(|(_, end)| *end == End::Outside).map(|(at, _)| *at);
+    assert_eq!(outside.collect::<Vec<_>>(), [256, 285, 323, 9759]);
+    // The last number of the domain, not its largest one: so says the list of the next file.
+    assert_eq!(track.gtids.unwrap().to_string(), "0-7400-500,1-7400-1");
+    assert_eq!(track.whole, MARIA[0].len() as u64);
+    let Some((_, End::Record(last))) = ends.get(ends.len() - 2) else { panic!("no record") };
+    assert!(last.immediate_commit_ts.is_some());
+}
+
+#[test]
+fn files_of_mariadb_prove_that_they_follow_each_other() {
+    let follow = |files: &[&[u8]]| {
+        let mut splitter = Splitter::default();
+        let mut track = Track::new("mbin.000001", 4, None);
+        track.unlogged = Some(Executed::default());
+        for (i, file) in files.iter().enumerate() {
+            if i > 0 {
+                track.begin_file("mbin.next")?;
+            }
+            splitter.push(Bytes::copy_from_slice(&file[4..]));
+            while let Some(part) = splitter.next()? {
+                track.take(&part)?;
+            }
+        }
+        Ok::<_, Error>(track.gtids.unwrap().to_string())
+    };
+    assert_eq!(follow(&MARIA).unwrap(), "0-7400-1005,1-7400-1");
+    let error = follow(&[MARIA[0], MARIA[2]]).unwrap_err().to_string();
+    assert!(error.contains("has 0-7400-1004, which never came"), "{error}");
+    let error = follow(&[MARIA[1], MARIA[2], MARIA[0]]).unwrap_err().to_string();
+    assert!(error.contains("lacks 0-7400-1005,1-7400-1, which came before"), "{error}");
+}
+
+#[test]
+fn a_transaction_of_mariadb_without_its_end_is_open() {
+    // `XA END` in the middle of a prepared transaction, and its end.
+    let (ends, track) = read(&MARIA[0][4..4372], 64).unwrap();
+    assert_eq!((track.whole, track.is_open()), (4103, true));
+    assert_eq!(ends.last().unwrap().1, End::Within);
+    let cut = [&MARIA[0][4..4372], &MARIA[0][9717..]].concat();
+    let error = read(&cut, 64).map(drop).unwrap_err().to_string();
+    assert!(error.contains("within a transaction"), "{error}");
 }
