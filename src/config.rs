@@ -223,6 +223,10 @@ fn source(table: &SourceTable, config: &Path) -> Result<SourceOptions> {
             return Err(Error::usage("tls has certificates, but mode = \"off\"")
                 .hint("set mode = \"verify\", or remove the certificates"));
         }
+        if tls.cert.is_some() != tls.key.is_some() {
+            return Err(Error::usage("tls: `cert` and `key` go together")
+                .hint("give both for a client certificate, or neither"));
+        }
         endpoint.tls = tls.clone();
     }
     let sample_ms = table.sample_ms.unwrap_or(SAMPLE_MS);

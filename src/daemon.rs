@@ -130,7 +130,16 @@ struct Station {
 struct Trouble {
     error: Option<String>,
     hint: Option<String>,
+    class: Option<Class>,
     since: Option<Instant>,
+}
+
+impl Trouble {
+    /// Whether it is there to stay: what the operator has to change, or for long enough.
+    fn is_lasting(&self) -> bool {
+        matches!(self.class, Some(Class::Usage | Class::Refused))
+            || self.since.is_some_and(|since| since.elapsed() > GIVE_UP_AFTER)
+    }
 }
 
 impl Station {
@@ -166,18 +175,20 @@ impl Station {
         if let Ok(mut trouble) = self.trouble.lock() {
             trouble.error = Some(error.to_string());
             trouble.hint = error.hint_text().map(str::to_owned);
+            trouble.class = Some(error.class());
             trouble.since.get_or_insert_with(Instant::now);
         }
     }
 
-    /// Completes when the source streams; gives up when it has been in trouble for a while.
+    /// Completes when the source streams; gives up when it is in trouble that lasts.
     async fn until_streaming(&self) -> Result<()> {
         while !self.shared.is_streaming() {
             if let Ok(trouble) = self.trouble.lock()
                 && let Some(message) = &trouble.error
-                && trouble.since.is_some_and(|since| since.elapsed() > GIVE_UP_AFTER)
+                && trouble.is_lasting()
             {
-                let error = Error::unavailable(format!("{}: {message}", self.options.name));
+                let class = trouble.class.unwrap_or(Class::Unavailable);
+                let error = Error::new(class, format!("{}: {message}", self.options.name));
                 return Err(match &trouble.hint {
                     Some(hint) => error.hint(hint),
                     None => error,

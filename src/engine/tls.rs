@@ -4,9 +4,11 @@ use super::{Endpoint, TlsMode, TlsOptions};
 use crate::error::{Class, Context, Error, Result};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
+use rustls::{AlertDescription, CertificateError};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -57,8 +59,72 @@ pub(crate) async fn upgrade(tcp: TcpStream, endpoint: &Endpoint) -> Result<Strea
     let stream = TlsConnector::from(Arc::new(config))
         .connect(name, tcp)
         .await
-        .unavailable(|| format!("TLS with {endpoint}"))?;
+        .map_err(|error| explain(&endpoint.to_string(), error))?;
     Ok(Box::new(stream))
+}
+
+/// Reads everything that the options name.
+///
+/// # Errors
+/// Usage, naming the file that is missing or no certificate or key.
+pub(crate) fn check(options: &TlsOptions) -> Result<()> {
+    match options.mode {
+        TlsMode::Off => Ok(()),
+        TlsMode::Require | TlsMode::Verify => client_config(options).map(drop),
+    }
+}
+
+/// What a failed handshake, or a failed read or write on an encrypted connection, means for the
+/// operator. What either side thinks of a certificate is a matter of configuration.
+pub(crate) fn explain(peer: &str, error: io::Error) -> Error {
+    let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    let (what, hint) = match tls {
+        Some(rustls::Error::InvalidCertificate(why)) => refused_certificate(why),
+        Some(rustls::Error::AlertReceived(alert)) => refused_ours(*alert),
+        _ => return Error::unavailable(format!("connection with {peer}")).source(error),
+    };
+    Error::usage(format!("TLS with {peer}: {what}")).hint(hint)
+}
+
+/// Whether it is a failure that [`explain`] has words for.
+pub(crate) fn is_tls(error: &io::Error) -> bool {
+    error.get_ref().is_some_and(<dyn std::error::Error + Send + Sync>::is::<rustls::Error>)
+}
+
+fn refused_certificate(why: &CertificateError) -> (String, &'static str) {
+    use CertificateError as E;
+    let what = match why {
+        E::UnknownIssuer | E::BadSignature => {
+            return (
+                "the server's certificate is not signed by an authority that pitr trusts".into(),
+                "set tls.ca to the certificate of the authority that signed it",
+            );
+        }
+        E::NotValidForName | E::NotValidForNameContext { .. } => {
+            return (
+                format!("the server's certificate is for another name: {why}"),
+                "use a name in the url that the certificate has, or give the server one for this \
+                 name",
+            );
+        }
+        E::Expired | E::ExpiredContext { .. } => "has expired",
+        E::NotValidYet | E::NotValidYetContext { .. } => "is not valid yet",
+        E::Revoked => "was revoked",
+        _ => "is not usable",
+    };
+    (
+        format!("the server's certificate {what}: {why}"),
+        "give the server a certificate that is valid (and check the clocks of both hosts)",
+    )
+}
+
+/// The server ended the conversation because of the certificate that it got from pitr, or not.
+fn refused_ours(alert: AlertDescription) -> (String, &'static str) {
+    (
+        format!("the server refuses: {alert:?}"),
+        "check tls.cert and tls.key: the server may want a client certificate that is valid and \
+         signed by an authority that it trusts",
+    )
 }
 
 fn client_config(options: &TlsOptions) -> Result<ClientConfig> {

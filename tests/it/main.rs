@@ -25,6 +25,7 @@ mod digest;
 mod export;
 mod instants;
 mod large;
+mod login;
 mod mysql_capture;
 mod mysql_restore;
 mod redis;

@@ -1,20 +1,23 @@
 //! The handshake, from both sides: logging in to a server, and letting one log in to pitr.
 //!
-//! As a client pitr knows `caching_sha2_password` (with the password in the clear only inside
-//! TLS, else encrypted with the server's RSA key) and `mysql_native_password`. As a server it
-//! knows one account with a password made for the occasion, so it can check the scramble
-//! itself and needs neither TLS nor a key (MySQL manual, "Connection Phase").
+//! As a client pitr knows the plugins of [`plugin`]; `caching_sha2_password` with the password in
+//! the clear only inside TLS, else encrypted with the server's RSA key. As a server it knows one
+//! account with a password made for the occasion, so it can check the scramble itself and needs
+//! neither TLS nor a key (MySQL manual, "Connection Phase").
 //!
 //! **Invariant:** a password never leaves in the clear outside of TLS and is in no message.
+
+mod plugin;
+
+pub(crate) use plugin::Plugin;
 
 use super::event::{Reader, put_lenenc};
 use super::packet::{ANSWER_LIMIT, PacketCodec, Packets, receive, send};
 use crate::engine::tls::{self, Stream};
 use crate::engine::{Endpoint, Secret, TlsMode};
-use crate::error::{Class, Context, Error, Result};
-use mysql_common::auth::plugins::caching_sha2_password::scramble_sha256;
-use mysql_common::auth::plugins::mysql_native_password::scramble_native;
+use crate::error::{Class, Error, Result};
 use mysql_common::constants::CapabilityFlags as Caps;
+use plugin::{NONCE_BYTES, answer_salt};
 use rand::Rng;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -23,53 +26,11 @@ use tokio_util::codec::{Decoder, FramedParts};
 /// How long a handshake may take.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Length of the random bytes that a scramble is made with.
-const NONCE_BYTES: usize = 20;
-
 /// The largest packet that pitr announces to take: the largest that there is.
 const MAX_PACKET: u32 = 1 << 30;
 
 /// `utf8mb4_general_ci`, which every server since 5.5 knows.
 const COLLATION: u8 = 45;
-
-const CACHING_SHA2: &[u8] = b"caching_sha2_password";
-const NATIVE: &[u8] = b"mysql_native_password";
-
-/// A way to prove to know a password.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Plugin {
-    /// `caching_sha2_password`.
-    CachingSha2,
-    /// `mysql_native_password`.
-    Native,
-}
-
-impl Plugin {
-    fn named(name: &[u8]) -> Option<Self> {
-        match name {
-            CACHING_SHA2 => Some(Self::CachingSha2),
-            NATIVE => Some(Self::Native),
-            _ => None,
-        }
-    }
-
-    fn name(self) -> &'static [u8] {
-        match self {
-            Self::CachingSha2 => CACHING_SHA2,
-            Self::Native => NATIVE,
-        }
-    }
-
-    /// The answer to a nonce; empty for an empty password.
-    fn scramble(self, nonce: &[u8; NONCE_BYTES], password: &Secret) -> Vec<u8> {
-        let password = password.reveal().as_bytes();
-        match self {
-            Self::CachingSha2 => scramble_sha256(nonce, password).map(Vec::from),
-            Self::Native => scramble_native(nonce, password).map(Vec::from),
-        }
-        .unwrap_or_default()
-    }
-}
 
 /// The first packet of a connection, sent by the server (`HandshakeV10`).
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -124,6 +85,15 @@ impl Greeting {
         to
     }
 
+    /// The plugin that the first answer is for. The greeting names the server's default, and its
+    /// random bytes fit MySQL's own plugins only; for another one the server asks anew.
+    fn first_plugin(&self) -> Plugin {
+        match Plugin::named(&self.plugin) {
+            Some(Plugin::Native) => Plugin::Native,
+            _ => Plugin::CachingSha2,
+        }
+    }
+
     fn parse(bytes: &[u8]) -> Option<Self> {
         let mut at = Reader(bytes);
         if at.u8()? != 10 {
@@ -148,6 +118,12 @@ impl Greeting {
         Some(Self { server_version, connection_id, nonce, capabilities, plugin })
     }
 }
+
+/// Numbers of "access denied".
+const ACCESS_DENIED: [u16; 3] = [1044, 1045, 1698];
+
+/// `ER_SECURE_TRANSPORT_REQUIRED`.
+const SECURE_TRANSPORT_REQUIRED: u16 = 3159;
 
 /// An error that a server sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -186,8 +162,8 @@ impl ServerError {
     /// What it means for the operator, said of `peer`.
     pub(crate) fn for_operator(&self, peer: &str) -> Error {
         let Self { code, message } = self;
-        let (class, hint) = match code {
-            1044 | 1045 | 1698 => {
+        let (class, hint) = match *code {
+            _ if ACCESS_DENIED.contains(code) => {
                 (Class::Usage, "check user and password, and that the user may connect from here")
             }
             1142 | 1227 => (
@@ -196,10 +172,46 @@ impl ServerError {
             ),
             3118 | 4151 => (Class::Usage, "unlock the account: ALTER USER … ACCOUNT UNLOCK"),
             1820 | 1862 => (Class::Usage, "the password has expired: ALTER USER … IDENTIFIED BY …"),
+            SECURE_TRANSPORT_REQUIRED => {
+                (Class::Usage, "the server wants TLS: set `tls = { mode = \"verify\", ca = … }`")
+            }
             _ => return Error::unavailable(format!("{peer}: error {code}: {message}")),
         };
         Error::new(class, format!("{peer}: error {code}: {message}")).hint(hint)
     }
+
+    /// The same while logging in, where what the configuration leaves out may be the reason.
+    pub(crate) fn at_login(&self, endpoint: &Endpoint) -> Error {
+        let error = self.for_operator(&endpoint.to_string());
+        let more = match (endpoint.tls.mode, &endpoint.tls.cert) {
+            _ if !ACCESS_DENIED.contains(&self.code) => return error,
+            (TlsMode::Off, _) => {
+                "an account with REQUIRE SSL or X509 needs `tls = { mode = \"verify\", … }`"
+            }
+            (_, None) => {
+                "an account with REQUIRE X509 needs a client certificate: tls.cert, tls.key"
+            }
+            (_, Some(_)) => "the account may want another client certificate (REQUIRE SUBJECT)",
+        };
+        let hint = error.hint_text().map_or(more.into(), |hint| format!("{hint}; {more}"));
+        error.hint(hint)
+    }
+}
+
+/// What pitr says of a server that wants a proof of the password which it cannot give.
+pub(super) fn unknown_plugin(peer: &str, plugin: &str) -> Error {
+    Error::usage(format!("{peer} wants the account authenticated by {plugin}, unknown to pitr"))
+        .hint(
+            "give pitr an account of its own: on MySQL CREATE USER … IDENTIFIED WITH \
+             caching_sha2_password BY …, on MariaDB CREATE USER … IDENTIFIED VIA ed25519 USING \
+             PASSWORD(…)",
+        )
+}
+
+/// What pitr says of a server that has no TLS where the configuration wants it.
+pub(super) fn no_tls(peer: &str) -> Error {
+    Error::refused(format!("{peer} offers no TLS"))
+        .hint("give the server a certificate, or set `tls = { mode = \"off\" }`")
 }
 
 /// Connects and logs in, over TLS if the endpoint says so. The next command begins with
@@ -241,8 +253,7 @@ async fn handshake(endpoint: &Endpoint) -> Result<(Packets<Stream>, Greeting)> {
     let secure = endpoint.tls.mode != TlsMode::Off;
     let mut packets = if secure {
         if !greeting.capabilities.contains(Caps::CLIENT_SSL) {
-            return Err(Error::refused(format!("{peer} offers no TLS"))
-                .hint("give the server a certificate, or set `tls = { mode = \"off\" }`"));
+            return Err(no_tls(&peer));
         }
         caps |= Caps::CLIENT_SSL;
         send(&mut tcp, &login_head(caps), &peer).await?;
@@ -289,8 +300,8 @@ impl Login<'_> {
         greeting: &Greeting,
         caps: Caps,
     ) -> Result<()> {
-        let plugin = Plugin::named(&greeting.plugin).unwrap_or(Plugin::CachingSha2);
-        let scramble = plugin.scramble(&greeting.nonce, &self.endpoint.password);
+        let plugin = greeting.first_plugin();
+        let scramble = self.prove(plugin, &greeting.nonce)?;
         let mut to = login_head(caps);
         to.extend_from_slice(self.endpoint.user.as_bytes());
         to.push(0);
@@ -310,46 +321,54 @@ impl Login<'_> {
         send(packets, &to, &self.peer).await
     }
 
+    fn prove(&self, plugin: Plugin, nonce: &[u8]) -> Result<Vec<u8>> {
+        plugin.answer(nonce, &self.endpoint.password).ok_or_else(|| self.odd())
+    }
+
+    fn odd(&self) -> Error {
+        Error::corrupt(format!("{}: not an answer to a login", self.peer))
+    }
+
     /// Answers what the server asks for, until it says yes or no.
     async fn finish(&self, packets: &mut Packets<Stream>, greeting: &Greeting) -> Result<()> {
-        let mut nonce = greeting.nonce;
-        let odd = || Error::corrupt(format!("{}: not an answer to a login", self.peer));
+        let mut nonce = greeting.nonce.to_vec();
+        let mut plugin = greeting.first_plugin();
         loop {
             let packet = receive(packets, &self.peer).await?;
-            match packet.split_first().ok_or_else(odd)? {
-                (0x00, _) => return Ok(()),
-                (0xff, _) => {
-                    let error = ServerError::parse(&packet).ok_or_else(odd)?;
-                    return Err(error.for_operator(&self.peer));
+            match (plugin, packet.split_first().ok_or_else(|| self.odd())?) {
+                (_, (0x00, _)) => return Ok(()),
+                (_, (0xff, _)) => {
+                    let error = ServerError::parse(&packet).ok_or_else(|| self.odd())?;
+                    return Err(error.at_login(self.endpoint));
                 }
-                (0x01, [0x03]) => {}
-                (0x01, [0x04]) => self.send_password(packets, &nonce).await?,
-                (0xfe, request) if !request.is_empty() => {
+                (_, (0xfe, [])) => return Err(unknown_plugin(&self.peer, "mysql_old_password")),
+                (_, (0xfe, request)) => {
                     let mut at = Reader(request);
-                    let name = at.until_nul().ok_or_else(odd)?;
-                    nonce = *at.array::<NONCE_BYTES>().ok_or_else(odd)?;
-                    let plugin = Plugin::named(name).ok_or_else(|| self.unknown(name))?;
-                    let scramble = plugin.scramble(&nonce, &self.endpoint.password);
+                    let name = at.until_nul().ok_or_else(|| self.odd())?;
+                    plugin = Plugin::named(name).ok_or_else(|| {
+                        unknown_plugin(&self.peer, &String::from_utf8_lossy(name))
+                    })?;
+                    nonce = at.0.to_vec();
+                    let scramble = self.prove(plugin, &nonce)?;
                     send(packets, &scramble, &self.peer).await?;
                 }
-                (0xfe, _) => return Err(self.unknown(b"mysql_old_password")),
-                _ => return Err(odd()),
+                (Plugin::CachingSha2, (0x01, [0x03])) => {}
+                (Plugin::CachingSha2, (0x01, [0x04])) => {
+                    self.send_password(packets, &nonce).await?;
+                }
+                (Plugin::Parsec, (mark, rest)) => {
+                    // The first versions of the plugin sent the salt without the 0x01 before it.
+                    let salt = if *mark == 0x01 { rest } else { &*packet };
+                    let answer = answer_salt(&nonce, salt, &self.endpoint.password);
+                    send(packets, &answer.ok_or_else(|| self.odd())?, &self.peer).await?;
+                }
+                _ => return Err(self.odd()),
             }
         }
     }
 
-    fn unknown(&self, plugin: &[u8]) -> Error {
-        let plugin = String::from_utf8_lossy(plugin);
-        Error::refused(format!("{} asks for authentication by {plugin}", self.peer))
-            .hint("give pitr an account with caching_sha2_password")
-    }
-
     /// The full path of `caching_sha2_password`: the server has to see the password once.
-    async fn send_password(
-        &self,
-        packets: &mut Packets<Stream>,
-        nonce: &[u8; NONCE_BYTES],
-    ) -> Result<()> {
+    async fn send_password(&self, packets: &mut Packets<Stream>, nonce: &[u8]) -> Result<()> {
         let mut password = self.endpoint.password.reveal().as_bytes().to_vec();
         password.push(0);
         if self.secure {
@@ -358,21 +377,20 @@ impl Login<'_> {
         send(packets, &[0x02], &self.peer).await?;
         let answer = receive(packets, &self.peer).await?;
         if let Some(error) = ServerError::parse(&answer) {
-            return Err(error.for_operator(&self.peer));
+            return Err(error.at_login(self.endpoint));
         }
         let key = match answer.split_first() {
             Some((0x01, key)) => key.to_vec(),
             _ => return Err(Error::corrupt(format!("{}: not a public key", self.peer))),
         };
-        for (byte, mask) in password.iter_mut().zip(nonce.iter().cycle()) {
+        for (byte, mask) in password.iter_mut().zip(nonce.iter().take(NONCE_BYTES).cycle()) {
             *byte ^= mask;
         }
         // The library may panic at a key that is none, so it gets a task of its own.
         let encrypt = move || mysql_common::crypto::encrypt(&password, &key);
         let encrypted = tokio::task::spawn_blocking(encrypt)
             .await
-            .map_err(|_| Error::corrupt(format!("{}: not a public key", self.peer)))?
-            .corrupt(|| format!("{}: public key", self.peer))?;
+            .map_err(|_| Error::corrupt(format!("{}: not a public key", self.peer)))?;
         send(packets, &encrypted, &self.peer).await
     }
 }
@@ -428,7 +446,7 @@ where
         send(packets, &switch, peer).await?;
         receive(packets, peer).await?.to_vec()
     };
-    let expected = plugin.scramble(&greeting.nonce, password);
+    let expected = plugin.answer(&greeting.nonce, password).unwrap_or_default();
     if password.is_empty() || answer.user != user.as_bytes() || scramble != expected {
         let denied = ServerError { code: 1045, message: "Access denied".into() };
         send(packets, &denied.encode(), peer).await?;
@@ -462,7 +480,7 @@ impl<'a> Answer<'a> {
         if caps.contains(Caps::CLIENT_CONNECT_WITH_DB) {
             at.until_nul()?;
         }
-        let mut plugin = NATIVE;
+        let mut plugin = Plugin::Native.name();
         if caps.contains(Caps::CLIENT_PLUGIN_AUTH) {
             plugin = at.0.split(|&b| b == 0).next().unwrap_or_default();
         }

@@ -105,6 +105,14 @@ impl Client {
     }
 }
 
+/// Logs in both ways that pitr does, and leaves: first over SQL, then as a replica would. Both
+/// are let in, or refused with the same words.
+pub async fn knock(endpoint: &Endpoint) -> (Result<()>, Result<()>) {
+    let sql = super::sql::connect(endpoint).await;
+    let replica = Client::connect(endpoint).await;
+    (sql.map(drop), replica.map(drop))
+}
+
 impl std::fmt::Debug for Client {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Client").field("peer", &self.peer).finish_non_exhaustive()

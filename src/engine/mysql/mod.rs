@@ -24,6 +24,7 @@ mod sql;
 mod stream;
 mod tail;
 
+pub use client::knock;
 pub use shape::{Shape, file_head};
 pub use sql::connect;
 pub use tail::MysqlSource;

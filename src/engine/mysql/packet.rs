@@ -8,7 +8,7 @@
 //! **Invariant:** a frame out of sequence is an error; no length that a peer announces makes this
 //! module reserve memory for more than has arrived.
 
-use crate::engine::tls::Stream;
+use crate::engine::tls::{self, Stream};
 use crate::error::{Class, Error, Result};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use futures_util::{SinkExt, StreamExt};
@@ -161,6 +161,7 @@ where
 /// What a failed read or write of packets means.
 pub(crate) fn broken(error: io::Error, peer: &str) -> Error {
     let class = match error.kind() {
+        _ if tls::is_tls(&error) => return tls::explain(peer, error),
         io::ErrorKind::InvalidData => Class::Corrupt,
         _ => Class::Unavailable,
     };

@@ -2,13 +2,14 @@
 //!
 //! Never used for what is replicated: only for questions and settings.
 
-use super::auth::ServerError;
-use crate::engine::{Endpoint, TlsMode, TlsOptions};
+use super::auth::{self, ServerError};
+use crate::engine::{Endpoint, TlsMode, TlsOptions, tls};
 use crate::error::{Error, Result};
 use mysql_async::prelude::{FromRow, Queryable};
-use mysql_async::{ClientIdentity, Conn, OptsBuilder, SslOpts};
+use mysql_async::{ClientIdentity, Conn, DriverError, IoError, OptsBuilder, SslOpts};
 use std::path::Path;
 use std::time::Duration;
+use tokio::task::JoinSet;
 
 /// How long a connection, and each question that is answered at once, may take.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
@@ -18,13 +19,42 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 /// # Errors
 /// Unavailable, if the server cannot be reached. Usage, if it does not let us in.
 pub async fn connect(endpoint: &Endpoint) -> Result<Conn> {
-    let peer = endpoint.to_string();
-    match tokio::time::timeout(ANSWER_TIMEOUT, Conn::new(options(endpoint))).await {
-        Ok(connected) => connected.map_err(|error| failed(&peer, error)),
+    // The library's errors do not name the file that they are about.
+    tls::check(&endpoint.tls)?;
+    // It panics at some answers, and at an empty password for `parsec`: so it gets a task of its
+    // own.
+    let mut task = JoinSet::new();
+    task.spawn(Conn::new(options(endpoint)));
+    match tokio::time::timeout(ANSWER_TIMEOUT, task.join_next()).await {
+        Ok(Some(Ok(connected))) => connected.map_err(|error| not_let_in(endpoint, error)),
+        Ok(_) => Err(Error::corrupt(format!("{endpoint}: not an answer to a login"))
+            .hint("check user and password; an account may not have an empty one")),
         Err(_) => Err(Error::unavailable(format!(
-            "connect to {peer}: no answer in {} s",
+            "connect to {endpoint}: no answer in {} s",
             ANSWER_TIMEOUT.as_secs()
         ))),
+    }
+}
+
+/// Says of a login over `mysql_async` what [`auth::connect`] says of one of our own.
+fn not_let_in(endpoint: &Endpoint, error: mysql_async::Error) -> Error {
+    let peer = endpoint.to_string();
+    match error {
+        mysql_async::Error::Server(error) => {
+            ServerError { code: error.code, message: error.message }.at_login(endpoint)
+        }
+        mysql_async::Error::Io(IoError::Io(error)) => tls::explain(&peer, error),
+        mysql_async::Error::Driver(DriverError::UnknownAuthPlugin { name }) => {
+            auth::unknown_plugin(&peer, &name)
+        }
+        mysql_async::Error::Driver(DriverError::MysqlOldPasswordDisabled) => {
+            auth::unknown_plugin(&peer, "mysql_old_password")
+        }
+        mysql_async::Error::Driver(DriverError::CleartextPluginDisabled) => {
+            auth::unknown_plugin(&peer, "mysql_clear_password")
+        }
+        mysql_async::Error::Driver(DriverError::NoClientSslFlagFromServer) => auth::no_tls(&peer),
+        error => failed(&peer, error),
     }
 }
 

@@ -87,7 +87,13 @@ impl Pitr {
 
     /// Starts `pitr run`. Does not wait until it captures.
     pub(crate) fn spawn_run(&self) -> Daemon {
+        self.spawn_run_with(&[])
+    }
+
+    /// The same, with these variables in its environment.
+    pub(crate) fn spawn_run_with(&self, variables: &[(&str, &str)]) -> Daemon {
         let mut command = self.command();
+        command.envs(variables.iter().copied());
         command.arg("run");
         Daemon { process: Process::spawn(command, &self.dir().join("daemon.log")) }
     }
