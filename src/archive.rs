@@ -20,6 +20,7 @@ use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufReader, ErrorKind};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 /// How many rows of segments are read at once.
@@ -314,6 +315,54 @@ impl Archive {
             joins.push((header, last));
         }
         Ok(joins)
+    }
+
+    /// The segment of a timeline that holds `place`, its ends included, sealed or open; of two
+    /// that meet there, the later one. `None` if the archive does not have the place.
+    pub fn segment_holding(
+        &self,
+        source: &str,
+        timeline: u32,
+        place: &Position,
+    ) -> Result<Option<SegmentMeta>> {
+        let open = self.open_segments(source)?;
+        let sealed = self.catalog.segment_containing(source, timeline, &place.log, place.offset)?;
+        let holds = |segment: &SegmentMeta| {
+            let start = &segment.header.start;
+            segment.header.timeline == timeline
+                && start.log == place.log
+                && start.offset <= place.offset
+                && place.offset <= start.offset + segment.totals.bytes_raw
+        };
+        let mut holding: Vec<_> = sealed.into_iter().chain(open).filter(holds).collect();
+        holding.sort_by_key(|segment| segment.header.number);
+        Ok(holding.pop())
+    }
+
+    /// The segments of a timeline from one number to another, both included, sealed and open, in
+    /// order; those that are missing are left out.
+    pub fn segments_between(
+        &self,
+        source: &str,
+        timeline: u32,
+        numbers: RangeInclusive<u64>,
+    ) -> Result<Vec<SegmentMeta>> {
+        let open = self.open_segments(source)?;
+        let mut segments: Vec<SegmentMeta> = Vec::new();
+        let mut next = *numbers.start();
+        while next <= *numbers.end() {
+            let page = self.catalog.segments_from(source, timeline, next, PAGE)?;
+            let Some(last) = page.last() else { break };
+            next = last.header.number + 1;
+            segments.extend(page);
+        }
+        let known = segments.last().map(|last| last.header.number);
+        segments.extend(open.into_iter().filter(|segment| {
+            segment.header.timeline == timeline
+                && known.is_none_or(|known| segment.header.number > known)
+        }));
+        segments.retain(|segment| numbers.contains(&segment.header.number));
+        Ok(segments)
     }
 
     /// The segments of a history from the one that holds `place` in `timeline` on, sealed and

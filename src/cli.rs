@@ -3,29 +3,25 @@
 //! Results go to stdout (one JSON document with `--json`), logs and progress to stderr. Nothing
 //! in pitr uses this module.
 
+mod restore;
+
 use crate::archive::Archive;
-use crate::clock::{self, Target, Timestamp, Tz, in_zone};
+use crate::clock::{self, Target, Timestamp, in_zone};
 use crate::config::{self, Config};
 use crate::daemon;
-use crate::engine::{Endpoint, Secret};
 use crate::error::{Class, Context, Error, Result};
 use crate::export;
-use crate::restore::{self, Progress};
+use crate::restore::Progress;
 use crate::windows;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
-use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 use tracing_subscriber::EnvFilter;
-
-/// How long what still works in the background is waited for when a restore has ended.
-const STOP: Duration = Duration::from_secs(1);
 
 /// How often progress is written to a log; a terminal is redrawn more often.
 const PROGRESS_LINE_EVERY: Duration = Duration::from_secs(10);
@@ -75,7 +71,7 @@ enum Command {
     /// Say what can be restored: windows, gaps, lag
     Windows,
     /// Put sources back to one instant
-    Restore(RestoreArgs),
+    Restore(Box<restore::RestoreArgs>),
     /// Write a source's binlog files, byte for byte, from the archive alone
     Export(ExportArgs),
     /// Rebuild the catalog from the archive
@@ -93,43 +89,6 @@ enum Command {
     },
     /// Print the manual page
     Man,
-}
-
-#[derive(Debug, Args)]
-#[command(after_help = "\
-Examples:
-  pitr restore --to 2024-05-01T03:00:00Z
-  pitr restore --to '2024-05-01 05:00' --tz Europe/Berlin --into /srv/restored
-  pitr restore --to '10 minutes ago' --source shop-mysql \\
-      --target shop-mysql=mysql://root@127.0.0.1:3307
-
-The last record committed at or before the instant is in. Nothing is restored into a server or
-folder that is not empty.")]
-struct RestoreArgs {
-    /// RFC 3339, civil time (with --tz), 'latest', or '10 minutes ago'
-    #[arg(long, value_name = "T")]
-    to: String,
-    /// Zone of a civil time [default: the configuration's, else this host's]
-    #[arg(long, value_name = "ZONE")]
-    tz: Option<String>,
-    /// Only this source (repeatable); without it, all
-    #[arg(long, value_name = "NAME")]
-    source: Vec<String>,
-    /// Restore this source into a running, empty server (repeatable)
-    #[arg(long, value_name = "NAME=URL")]
-    target: Vec<String>,
-    /// Password of a target, in a file (repeatable)
-    #[arg(long, value_name = "NAME=FILE")]
-    target_password_file: Vec<String>,
-    /// Restore into fresh folders DIR/NAME [default: ./restored-<instant>]
-    #[arg(long, value_name = "DIR")]
-    into: Option<PathBuf>,
-    /// Serve the log to targets on this address [default: 127.0.0.1, any port]
-    #[arg(long, value_name = "ADDRESS")]
-    listen: Option<SocketAddr>,
-    /// Print what would be done, and stop
-    #[arg(long)]
-    plan: bool,
 }
 
 #[derive(Debug, Args)]
@@ -236,7 +195,7 @@ fn run(cli: Cli) -> Result<()> {
             let report = windows::windows(&config)?;
             show(&report, cli.json, || report.text(config.zone))
         }
-        Command::Restore(args) => restore(&config, &args, cli.json),
+        Command::Restore(args) => restore::restore(&config, &args, cli.json),
         Command::Export(args) => export(&config, args, cli.json),
         Command::Reindex => reindex(&config, cli.json),
         Command::Demo { .. } | Command::Completions { .. } | Command::Man => Ok(()),
@@ -350,83 +309,6 @@ fn export(config: &Config, args: ExportArgs, json: bool) -> Result<()> {
     report.check()
 }
 
-fn restore(config: &Config, args: &RestoreArgs, json: bool) -> Result<()> {
-    let zone = match &args.tz {
-        Some(name) => config::parse_zone(name)?,
-        None => config.zone,
-    };
-    let now = Timestamp::now();
-    let target = clock::parse_target(&args.to, zone, now)?;
-    let sources = chosen(config, &args.source)?;
-    let names: Vec<String> = sources.iter().map(|source| source.name.clone()).collect();
-    let targets = parse_targets(config, args, &names)?;
-    let to = match target {
-        Target::At(at) if at > now => {
-            return Err(Error::gap(format!("{at} is in the future"))
-                .hint("`--to latest` is the newest instant that can be restored")
-                .nearest(vec![now.to_string()]));
-        }
-        Target::At(at) => {
-            if !daemon::cover(&config.archive, at, names, restore::WAIT_FOR_DAEMON) {
-                tracing::debug!("no daemon runs, or it has not passed {at}");
-            }
-            at
-        }
-        Target::Latest => newest(config, &sources, &names)?,
-    };
-    if !json {
-        let plain = format!("restore to {} = {to}\n", in_zone(to, zone));
-        eprint(&plain);
-    }
-    let options = restore::Options {
-        archive: config.archive.clone(),
-        sources: sources.clone(),
-        configured: config.sources.iter().map(|source| source.endpoint.clone()).collect(),
-        to,
-        targets,
-        into: args.into.clone().unwrap_or_else(|| restore::default_folder(to)),
-        listen: args.listen,
-    };
-    let plan = restore::prepare(&options)?;
-    let report = if args.plan {
-        plan.report()
-    } else {
-        let progress = Arc::new(Progress::default());
-        let runtime = runtime()?;
-        let restored = runtime.block_on(async {
-            tokio::select! {
-                report = plan.run(&progress) => report,
-                () = until_stopped() => {
-                    Err(Error::new(Class::Interrupted, "the restore was interrupted")
-                        .hint("what was restored so far is unfinished: remove it and start again"))
-                }
-                () = show_progress(Arc::clone(&progress)) => Err(Error::bug("progress ended")),
-            }
-        });
-        // What still reads the archive after an interruption is not waited for.
-        runtime.shutdown_timeout(STOP);
-        restored?
-    };
-    show(&report, json, || report_text(&report, zone))
-}
-
-/// The newest instant: what the daemon has on disk, or else what the archive shows.
-fn newest(
-    config: &Config,
-    sources: &[crate::engine::SourceOptions],
-    names: &[String],
-) -> Result<Timestamp> {
-    if let Some(status) = daemon::status(&config.archive) {
-        let known = status.iter().filter(|s| names.contains(&s.name)).map(|s| s.durable_at);
-        if let Some(at) = known.min().flatten()
-            && daemon::cover(&config.archive, at, names.to_vec(), restore::WAIT_FOR_DAEMON)
-        {
-            return Ok(at);
-        }
-    }
-    restore::latest(&Archive::open_read_only(&config.archive)?, sources)
-}
-
 fn chosen(config: &Config, names: &[String]) -> Result<Vec<crate::engine::SourceOptions>> {
     if config.sources.is_empty() {
         return Err(Error::usage(format!("{} has no source", config.path.display()))
@@ -437,83 +319,6 @@ fn chosen(config: &Config, names: &[String]) -> Result<Vec<crate::engine::Source
     }
     let wanted = |name: &String| names.is_empty() || names.contains(name);
     Ok(config.sources.iter().filter(|source| wanted(&source.name)).cloned().collect())
-}
-
-fn parse_targets(
-    config: &Config,
-    args: &RestoreArgs,
-    names: &[String],
-) -> Result<BTreeMap<String, Endpoint>> {
-    let mut targets = BTreeMap::new();
-    for text in &args.target {
-        let (name, url) = split_pair(text, "--target NAME=URL")?;
-        let source = config.source(name)?;
-        if !names.iter().any(|n| n == name) {
-            return Err(Error::usage(format!("--target {name}, but --source leaves {name} out")));
-        }
-        targets.insert(name.to_owned(), Endpoint::parse(source.engine, url)?);
-    }
-    for text in &args.target_password_file {
-        let (name, file) = split_pair(text, "--target-password-file NAME=FILE")?;
-        let target = targets
-            .get_mut(name)
-            .ok_or_else(|| Error::usage(format!("a password for {name}, which has no --target")))?;
-        let password = std::fs::read_to_string(file)
-            .class(Class::Usage, || format!("read password file {file}"))?;
-        target.password = Secret::new(password.trim_end_matches(['\r', '\n']));
-    }
-    Ok(targets)
-}
-
-fn split_pair<'a>(text: &'a str, form: &str) -> Result<(&'a str, &'a str)> {
-    text.split_once('=').ok_or_else(|| Error::usage(format!("not of the form {form}")))
-}
-
-fn report_text(report: &restore::Report, zone: Tz) -> String {
-    let mut out = String::new();
-    for source in &report.sources {
-        let did = if report.plan { "would restore" } else { "restored" };
-        out += &format!("{}: {did} into {}\n", source.name, source.target);
-        out += &format!(
-            "    baseline {} ({}) and {} segment{} of timeline {}\n",
-            source.baseline.name,
-            in_zone(source.baseline.at, zone),
-            source.segments,
-            if source.segments == 1 { "" } else { "s" },
-            source.timeline
-        );
-        if let Some(cut) = &source.cut {
-            let exactness = source.uncertainty_ms.unwrap_or(0);
-            out += &format!("    cut at {cut}, known to {exactness} ms\n");
-        }
-        if report.plan {
-            continue;
-        }
-        out += &format!(
-            "    {} records, {} bytes, in {:.1} s (baseline {:.1} s, replay {:.1} s)\n",
-            source.records,
-            source.bytes,
-            source.seconds.total,
-            source.seconds.baseline,
-            source.seconds.replay
-        );
-        let landing = |what: &str, landing: &Option<crate::record::Landing>| {
-            landing.as_ref().map(|landing| {
-                let at = landing.at.map(|at| format!(" at {at}")).unwrap_or_default();
-                format!("    {what} {}{at}\n", landing.position)
-            })
-        };
-        out.extend(landing("last in: ", &source.last_applied));
-        out.extend(landing("first out:", &source.first_left_out));
-        out += &format!("    check passed: {}\n", source.checked);
-    }
-    if let Some(skew) = report.skew_ms {
-        out += &format!("clocks of the sources differed by {skew} ms\n");
-    }
-    if let Some(receipt) = &report.receipt {
-        out += &format!("receipt: {receipt}\n");
-    }
-    out
 }
 
 /// Redraws a bar on a terminal, or writes a line now and then.

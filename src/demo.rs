@@ -14,7 +14,7 @@ use crate::engine::digest::Digest;
 use crate::engine::{Endpoint, mysql, redis};
 use crate::error::{Class, Context, Error, Result};
 use crate::manifest::EngineKind;
-use crate::restore::{self, Options, Progress};
+use crate::restore::{self, Goal, Options, Progress};
 use crate::windows;
 use ::redis::AsyncCommands;
 use mysql_async::prelude::Queryable;
@@ -102,9 +102,9 @@ async fn show(
         archive: config.archive.clone(),
         sources: config.sources.clone(),
         configured: config.sources.iter().map(|source| source.endpoint.clone()).collect(),
-        to: instant,
+        to: Goal::Instant(instant),
         targets: BTreeMap::new(),
-        into: into.clone(),
+        into: Some(into.clone()),
         listen: None,
     };
     let report = restore::prepare(&options)?.run(&Arc::new(Progress::default())).await?;

@@ -216,17 +216,7 @@ pub fn line_up(
         }
         return Err(Error::gap(format!("nothing was captured behind {}", baseline.name)));
     };
-    if !holds(first, &baseline.position) {
-        return Err(Error::gap(format!(
-            "{}: the segment that holds {} is missing",
-            baseline.name, baseline.position
-        )));
-    }
-    for pair in segments.windows(2) {
-        if let [before, behind] = pair {
-            check_joint(before, behind)?;
-        }
-    }
+    check_chain(baseline, first, &segments)?;
     match segments.iter().position(|segment| is_past(segment, at)) {
         Some(last) => segments.truncate(last + 1),
         None => {
@@ -238,6 +228,45 @@ pub fn line_up(
         }
     }
     Ok(segments)
+}
+
+/// Proves that `segments` lead from the baseline to the segment `last` without a hole.
+///
+/// # Errors
+/// As [`line_up`].
+pub fn line_up_to_segment(
+    baseline: &BaselineMeta,
+    segments: Vec<SegmentMeta>,
+    last: u64,
+) -> Result<Vec<SegmentMeta>> {
+    let (Some(first), Some(end)) = (segments.first(), segments.last()) else {
+        return Err(Error::gap(format!("nothing was captured behind {}", baseline.name)));
+    };
+    check_chain(baseline, first, &segments)?;
+    if end.header.number != last {
+        let at = end.header.number;
+        return Err(Error::gap(format!("segments are missing between numbers {at} and {last}")));
+    }
+    Ok(segments)
+}
+
+fn check_chain(
+    baseline: &BaselineMeta,
+    first: &SegmentMeta,
+    segments: &[SegmentMeta],
+) -> Result<()> {
+    if !holds(first, &baseline.position) {
+        return Err(Error::gap(format!(
+            "{}: the segment that holds {} is missing",
+            baseline.name, baseline.position
+        )));
+    }
+    for pair in segments.windows(2) {
+        if let [before, behind] = pair {
+            check_joint(before, behind)?;
+        }
+    }
+    Ok(())
 }
 
 /// Whether a segment shows where a replay to `at` ends. A log with commit times ends it with the

@@ -10,6 +10,7 @@
 //! [`Continuity::Broken`]: crate::record::Continuity::Broken
 
 mod endpoint;
+pub mod place;
 pub mod digest;
 mod tls;
 pub mod mysql;

@@ -191,6 +191,48 @@ fn feed(
     Ok(())
 }
 
+/// The bytes of one segment between two offsets of its log, block by block.
+pub(super) struct Pieces<'a> {
+    reader: &'a mut SegmentReader,
+    index: usize,
+    from: u64,
+    end: u64,
+}
+
+impl<'a> Pieces<'a> {
+    pub(super) fn new(reader: &'a mut SegmentReader, from: u64, end: u64) -> Self {
+        Self { reader, index: 0, from, end }
+    }
+}
+
+impl Iterator for Pieces<'_> {
+    type Item = Result<Bytes>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let (from, end) = (self.from, self.end);
+        loop {
+            let (index, block) = (self.index, self.reader.blocks().get(self.index)?.clone());
+            self.index += 1;
+            if block.end() <= from || block.raw_len == 0 || block.start >= end {
+                continue;
+            }
+            let mut bytes = Vec::new();
+            if let Err(error) = self.reader.read_block(index, &mut bytes) {
+                return Some(Err(error));
+            }
+            let mut bytes = Bytes::from(bytes);
+            if block.end() > end {
+                bytes.truncate(usize::try_from(end - block.start).unwrap_or(usize::MAX));
+            }
+            if block.start < from {
+                let skip = usize::try_from(from - block.start).unwrap_or(usize::MAX);
+                bytes = bytes.split_off(skip.min(bytes.len()));
+            }
+            return Some(Ok(bytes));
+        }
+    }
+}
+
 /// Hands over the bytes of one segment from `from` to its last whole record. `false` if nobody
 /// takes them any more.
 fn feed_segment(
@@ -202,21 +244,8 @@ fn feed_segment(
 ) -> Result<bool> {
     let end = segment.totals.end.offset;
     let mut next = from;
-    for index in 0..reader.blocks().len() {
-        let Some(block) = reader.blocks().get(index).cloned() else { break };
-        if block.end() <= from || block.raw_len == 0 || block.start >= end {
-            continue;
-        }
-        let mut bytes = Vec::new();
-        reader.read_block(index, &mut bytes)?;
-        let mut bytes = Bytes::from(bytes);
-        if block.end() > end {
-            bytes.truncate(usize::try_from(end - block.start).unwrap_or(usize::MAX));
-        }
-        if block.start < from {
-            let skip = usize::try_from(from - block.start).unwrap_or(usize::MAX);
-            bytes = bytes.split_off(skip.min(bytes.len()));
-        }
+    for bytes in Pieces::new(reader, from, end) {
+        let bytes = bytes?;
         progress.advance(bytes.len());
         next += bytes.len() as u64;
         if send.blocking_send(Ok(Piece::Bytes(bytes))).is_err() {

@@ -10,6 +10,7 @@
 //! and a target is called restored only after it was compared with what was sent.
 
 mod feed;
+mod place;
 mod prepare;
 mod report;
 
@@ -22,9 +23,10 @@ use crate::engine::{
 use crate::error::{Class, Context, Error, Result};
 use crate::manifest::{BaselineMeta, SegmentMeta};
 use crate::plan;
-use crate::record::Cut;
+use crate::record::{Cut, Landing};
 use crate::store::Local;
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -43,14 +45,38 @@ pub struct Options {
     pub sources: Vec<SourceOptions>,
     /// All configured sources: none of them may be a target.
     pub configured: Vec<Endpoint>,
-    /// The instant; the last record committed at or before it is in.
-    pub to: Timestamp,
+    /// Where to.
+    pub to: Goal,
     /// Running, empty servers by source name.
     pub targets: BTreeMap<String, Endpoint>,
-    /// Folder for the sources that have no target.
-    pub into: PathBuf,
+    /// Folder for the sources that have no target; one named after the instant by default.
+    pub into: Option<PathBuf>,
     /// The address on which the log is served; loopback by default.
     pub listen: Option<SocketAddr>,
+}
+
+/// What a restore goes to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Goal {
+    /// An instant; the last record committed at or before it is in.
+    Instant(Timestamp),
+    /// A place in the log of the only source, as its people write it.
+    Place {
+        /// The place: see [`Place::parse`](crate::engine::place::Place::parse).
+        text: String,
+        /// Whether the record itself is left out.
+        before: bool,
+    },
+}
+
+impl fmt::Display for Goal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Instant(at) => write!(f, "to {at}"),
+            Self::Place { text, before: false } => write!(f, "to {text}"),
+            Self::Place { text, before: true } => write!(f, "to before {text}"),
+        }
+    }
 }
 
 /// How far a restore has come, for whoever shows it.
@@ -94,12 +120,16 @@ pub struct Job {
     segments: Vec<SegmentMeta>,
     cut: Cut,
     uncertainty_ms: Option<u64>,
+    /// What is known beforehand of the records on both sides of the cut.
+    last_in: Option<Landing>,
+    first_out: Option<Landing>,
 }
 
 /// What will be done, and nothing done yet.
 #[derive(Debug)]
 pub struct Plan {
     to: Timestamp,
+    goal: Goal,
     jobs: Vec<Job>,
     needs: BTreeMap<String, Needs>,
     skew_ms: Option<i64>,
@@ -126,6 +156,11 @@ impl Plan {
         Report {
             schema: "pitr.restore/1",
             to: self.to,
+            position: match &self.goal {
+                Goal::Instant(_) => None,
+                Goal::Place { text, .. } => Some(text.clone()),
+            },
+            before: matches!(self.goal, Goal::Place { before: true, .. }),
             plan: true,
             skew_ms: self.skew_ms,
             receipt: None,

@@ -2,15 +2,16 @@
 //!
 //! **Invariant:** the archive is read and nothing is touched.
 
-use super::{Job, Options, Plan};
+use super::place::Search;
+use super::{Goal, Job, Options, Plan};
 use crate::archive::Archive;
 use crate::clock::Timestamp;
-use crate::engine::{Destination, Needs};
+use crate::engine::{Destination, Needs, SourceOptions};
 use crate::error::{Class, Context, Error, Result};
 use crate::manifest::{BaselineMeta, EngineKind, SegmentMeta};
 use crate::plan::{self, History};
 use crate::position::Position;
-use crate::record::{Cut, Mark};
+use crate::record::{Cut, Landing, Mark};
 use std::collections::BTreeMap;
 
 /// Plans a restore: reads the archive, touches nothing.
@@ -31,12 +32,34 @@ pub fn prepare(options: &Options) -> Result<Plan> {
     for source in &options.sources {
         histories.push(archive.history(&source.name, source.engine)?);
     }
-    refuse_jointly(&histories, options.to)?;
+    let (to, ways) = match &options.to {
+        Goal::Instant(at) => {
+            refuse_jointly(&histories, *at)?;
+            let mut ways = Vec::new();
+            for (source, history) in options.sources.iter().zip(&histories) {
+                let way = to_instant(&archive, source, history, *at);
+                ways.push(way.map_err(|e| e.context(format!("restore {} to {at}", source.name)))?);
+            }
+            (*at, ways)
+        }
+        Goal::Place { text, before } => {
+            let ([source], [history]) = (options.sources.as_slice(), histories.as_slice()) else {
+                return Err(Error::usage("a place is one in the log of one source")
+                    .hint("name it with --source"));
+            };
+            let search = Search { archive: &archive, source, history, text, before: *before };
+            let doing = || format!("restore {} {}", source.name, options.to);
+            let (to, way) = to_place(&search).map_err(|error| error.context(doing()))?;
+            (to, vec![way])
+        }
+    };
     // Servers that are started on it change their working folder first.
-    let into = std::path::absolute(&options.into)
-        .class(Class::Usage, || format!("find the path of {}", options.into.display()))?;
+    let into = options.into.clone().unwrap_or_else(|| super::default_folder(to));
+    let into = std::path::absolute(&into)
+        .class(Class::Usage, || format!("find the path of {}", into.display()))?;
     let mut plan = Plan {
-        to: options.to,
+        to,
+        goal: options.to.clone(),
         jobs: Vec::new(),
         needs: BTreeMap::new(),
         skew_ms: None,
@@ -45,19 +68,8 @@ pub fn prepare(options: &Options) -> Result<Plan> {
         store: archive.store().clone(),
     };
     let mut skews = Vec::new();
-    for (source, history) in options.sources.iter().zip(&histories) {
-        let doing = || format!("restore {} to {}", source.name, options.to);
-        let baseline = plan::choose(history, options.to)?.clone();
-        let segments = archive.segments_from(
-            &source.name,
-            baseline.timeline,
-            &baseline.position,
-            Some(options.to),
-        )?;
-        let segments = plan::line_up(&baseline, segments, options.to)
-            .map_err(|error| error.context(doing()))?;
-        let (cut, uncertainty_ms) = find_cut(&archive, &baseline, &segments, options.to)
-            .map_err(|error| error.context(doing()))?;
+    for (source, way) in options.sources.iter().zip(ways) {
+        let Way { baseline, segments, cut, uncertainty_ms, last_in, first_out } = way;
         skews.extend(segments.last().map(|segment| segment.header.skew_micros));
         plan.needs.insert(source.name.clone(), needs(&archive, &baseline, &segments)?);
         let destination = match options.targets.get(&source.name) {
@@ -71,12 +83,47 @@ pub fn prepare(options: &Options) -> Result<Plan> {
             segments,
             cut,
             uncertainty_ms,
+            last_in,
+            first_out,
         });
     }
     if let (Some(least), Some(most)) = (skews.iter().min(), skews.iter().max()) {
         plan.skew_ms = Some((most - least) / 1000);
     }
     Ok(plan)
+}
+
+/// What leads one source to the goal.
+struct Way {
+    baseline: BaselineMeta,
+    segments: Vec<SegmentMeta>,
+    cut: Cut,
+    uncertainty_ms: Option<u64>,
+    last_in: Option<Landing>,
+    first_out: Option<Landing>,
+}
+
+fn to_instant(
+    archive: &Archive,
+    source: &SourceOptions,
+    history: &History,
+    at: Timestamp,
+) -> Result<Way> {
+    let baseline = plan::choose(history, at)?.clone();
+    let (name, place) = (&source.name, &baseline.position);
+    let segments = archive.segments_from(name, baseline.timeline, place, Some(at))?;
+    let segments = plan::line_up(&baseline, segments, at)?;
+    let (cut, uncertainty_ms) = find_cut(archive, &baseline, &segments, at)?;
+    Ok(Way { baseline, segments, cut, uncertainty_ms, last_in: None, first_out: None })
+}
+
+fn to_place(search: &Search<'_>) -> Result<(Timestamp, Way)> {
+    let spot = search.spot()?;
+    let (baseline, segments) = search.reach(&spot)?;
+    let to = spot.at.unwrap_or(baseline.at);
+    let cut = Cut::At(spot.cut);
+    let (last_in, first_out) = (spot.last_in, spot.first_out);
+    Ok((to, Way { baseline, segments, cut, uncertainty_ms: None, last_in, first_out }))
 }
 
 /// With several sources, an instant that one of them lacks is refused with the nearest instants

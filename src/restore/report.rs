@@ -13,8 +13,15 @@ use serde::Serialize;
 pub struct Report {
     /// Name and version of this document's form.
     pub schema: &'static str,
-    /// The instant.
+    /// The instant; where a place was asked for, the commit time of the last record before the cut
+    /// (as far as known, else that of the baseline).
     pub to: Timestamp,
+    /// The place in the log that was asked for, if it was not the instant.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub position: Option<String>,
+    /// Whether the record at that place was to be left out.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub before: bool,
     /// Whether this only says what would be done.
     pub plan: bool,
     /// The largest difference between the clocks of the sources when they were captured.
@@ -125,8 +132,8 @@ impl Job {
             records: 0,
             bytes: 0,
             first_applied: None,
-            last_applied: None,
-            first_left_out: None,
+            last_applied: self.last_in.clone(),
+            first_left_out: self.first_out.clone(),
             gtids: String::new(),
             seconds: Seconds::default(),
             check: "planned",

@@ -12,6 +12,7 @@ use super::tally::Tally;
 use super::writer::check_header;
 use crate::error::{Class, Context, Error, Result};
 use crate::manifest::{BlockMeta, SegmentHeader, SegmentMeta, Totals};
+use crate::position::Position;
 use crate::record::Mark;
 use std::fmt;
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
@@ -156,6 +157,31 @@ impl<R: Read + Seek> Reader<R> {
         self.fill(entry.file_offset, entry.head_len())?;
         let head = decode_head(&self.buffer, &entry);
         Ok(head.map_err(|error| error.context(format!("block {index}")))?.marks.into_owned())
+    }
+
+    /// Where the last whole record of each block ends, with everything that a reader has to know
+    /// to begin there; `None` for a block that is all inside one record. From the blocks' heads
+    /// alone.
+    ///
+    /// # Errors
+    /// Corrupt, if a head is not what it must be.
+    pub fn wholes(&mut self) -> Result<Vec<Option<Position>>> {
+        let mut place = self.meta.header.start.clone();
+        let mut wholes = Vec::with_capacity(self.entries.len());
+        for index in 0..self.entries.len() {
+            let entry = self.entry(index)?;
+            self.fill(entry.file_offset, entry.head_len())?;
+            let head = decode_head(&self.buffer, &entry)
+                .map_err(|error| error.context(format!("block {index}")))?;
+            let (Some(offset), Some(whole)) = (head.description.whole_until, head.whole) else {
+                wholes.push(None);
+                continue;
+            };
+            whole.apply(&mut place.gtids)?;
+            (place.offset, place.db) = (offset, whole.db);
+            wholes.push(Some(place.clone()));
+        }
+        Ok(wholes)
     }
 
     /// Reads everything: compares the digest with all bytes of the file, and each block with its

@@ -29,5 +29,6 @@ mod login;
 mod mysql_capture;
 mod mysql_restore;
 mod redis;
+mod restore_choices;
 mod servers;
 mod support;

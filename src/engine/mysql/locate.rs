@@ -33,13 +33,7 @@ pub(crate) async fn locate(
     if offset < from.offset {
         return Err(Error::bug(format!("walk from {from} back to {place}")));
     }
-    let mut walk = Walk {
-        magic_left: MAGIC.len().saturating_sub(usize::try_from(from.offset).unwrap_or(usize::MAX)),
-        track: Track::new(&from.log, from.offset.max(MAGIC.len() as u64), Some(gtids)),
-        splitter: Splitter::default(),
-        last_at: None,
-        begun: false,
-    };
+    let mut walk = Walk::new(&from, gtids);
     if offset == from.offset {
         return Ok(Located { position: from, last_at: None });
     }
@@ -68,18 +62,31 @@ pub(crate) async fn locate(
     Err(Error::corrupt(format!("find {place}: the archive ends at {}:{end}", from.log)))
 }
 
-struct Walk {
+/// A walk through a part of one file.
+pub(super) struct Walk {
     /// How many of the file's magic bytes are still to come.
     magic_left: usize,
-    track: Track,
-    splitter: Splitter,
+    pub(super) track: Track,
+    pub(super) splitter: Splitter,
     last_at: Option<Timestamp>,
     begun: bool,
 }
 
 impl Walk {
+    /// A walk that begins at `from`, before which `gtids` were executed.
+    pub(super) fn new(from: &Position, gtids: Executed) -> Self {
+        let begun = usize::try_from(from.offset).unwrap_or(usize::MAX);
+        Self {
+            magic_left: MAGIC.len().saturating_sub(begun),
+            track: Track::new(&from.log, from.offset.max(MAGIC.len() as u64), Some(gtids)),
+            splitter: Splitter::default(),
+            last_at: None,
+            begun: false,
+        }
+    }
+
     /// Learns from the head of the file how its events are written.
-    fn begin(&mut self, at: &Position, head: &Bytes) -> Result<()> {
+    pub(super) fn begin(&mut self, at: &Position, head: &Bytes) -> Result<()> {
         self.begun = true;
         if at.offset <= MAGIC.len() as u64 {
             return Ok(());
@@ -93,8 +100,8 @@ impl Walk {
         Ok(())
     }
 
-    /// Takes the next bytes; says whether the walk has arrived.
-    fn until(&mut self, mut bytes: Bytes, offset: u64) -> Result<bool> {
+    /// Adds the next bytes of the file.
+    pub(super) fn push(&mut self, mut bytes: Bytes) -> Result<()> {
         if !self.begun {
             return Err(Error::bug("bytes of a log before its name"));
         }
@@ -105,10 +112,16 @@ impl Walk {
         }
         self.magic_left -= magic;
         bytes.advance(magic);
+        self.splitter.push(bytes);
+        Ok(())
+    }
+
+    /// Takes the next bytes; says whether the walk has arrived.
+    fn until(&mut self, bytes: Bytes, offset: u64) -> Result<bool> {
+        self.push(bytes)?;
         if self.magic_left == 0 && self.track.offset == offset {
             return Ok(true);
         }
-        self.splitter.push(bytes);
         while let Some(part) = self.splitter.next()? {
             let end = self.track.take(&part)?;
             if let Some(End::Record(event)) = end {

@@ -167,7 +167,6 @@ impl BinlogState {
     }
 
     /// The last transaction of each domain: a position as `gtid_slave_pos` has it.
-    #[cfg_attr(not(test), expect(dead_code, reason = "a replica is given this"))]
     pub(crate) fn position(&self) -> impl Iterator<Item = MariaGtid> {
         self.domains.iter().filter_map(|domain| domain.gtids().last())
     }

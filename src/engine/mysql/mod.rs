@@ -13,6 +13,7 @@ pub mod digest;
 mod event;
 mod executed;
 mod flavor;
+mod find;
 mod gtid;
 mod join;
 mod locate;
@@ -25,6 +26,8 @@ mod stream;
 mod tail;
 
 pub use client::knock;
+pub(crate) use find::difference;
+pub(in crate::engine) use find::{find, is_executed, parse_place};
 pub use shape::{Shape, file_head};
 pub use sql::connect;
 pub use tail::MysqlSource;

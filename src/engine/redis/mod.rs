@@ -1,7 +1,7 @@
 //! Redis and Valkey: captured as a replica, restored as their master.
 //!
 //! - capture: [`RedisSource`] over `client` (replication connection), `tail`, `ack`, `clock`
-//!   (time index), `history` (why a stream did not go on), `baseline`, `locate`;
+//!   (time index), `history` (why a stream did not go on), `baseline`, `locate`, `find` (places that people name);
 //! - restore: [`RedisServer`] and [`RedisFolder`] over `replay` (what of the stream is executed)
 //!   and `serve` (pitr as a master);
 //! - compare: `digest`;
@@ -23,11 +23,13 @@ mod history;
 mod baseline;
 mod tail;
 mod locate;
+mod find;
 mod replay;
 mod serve;
 mod target;
 mod folder;
 
+pub(in crate::engine) use find::{find, parse_place};
 pub use folder::RedisFolder;
 pub use target::RedisServer;
 

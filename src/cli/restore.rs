@@ -1,0 +1,246 @@
+//! `pitr restore`: its options, and what it says.
+
+use super::{chosen, eprint, runtime, show, show_progress, until_stopped};
+use crate::archive::Archive;
+use crate::clock::{self, Target, Timestamp, Tz, in_zone};
+use crate::config::{self, Config};
+use crate::daemon;
+use crate::engine::{Endpoint, Secret, SourceOptions};
+use crate::error::{Class, Context, Error, Result};
+use crate::restore::{self, Goal, Progress};
+use clap::{ArgGroup, Args};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long what still works in the background is waited for when a restore has ended.
+const STOP: Duration = Duration::from_secs(1);
+
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("goal").required(true).args(["to", "to_position", "before"]))]
+#[command(after_help = "\
+Examples:
+  pitr restore --to 2024-05-01T03:00:00Z
+  pitr restore --to '2024-05-01 05:00' --tz Europe/Berlin --into /srv/restored
+  pitr restore --to '10 minutes ago' --source shop-mysql \\
+      --target shop-mysql=mysql://root@127.0.0.1:3307
+  pitr restore --source shop-mysql --to-position binlog.000007:4711
+  pitr restore --source shop-mysql --before 3e11fa47-71ca-11e1-9e33-c80aa9429562:23
+
+The last record committed at or before the instant is in; at a place, everything before it. Records
+are never cut: a place within one is refused, and both its ends are named. Nothing is restored into a server or
+folder that is not empty.")]
+pub(super) struct RestoreArgs {
+    /// RFC 3339, civil time (with --tz), 'latest', or '10 minutes ago'
+    #[arg(long, value_name = "T")]
+    to: Option<String>,
+    /// A place in the log of one --source: FILE:OFFSET, a GTID (that transaction is in), a set of
+    /// GTIDs (exactly that state), REPLID:OFFSET
+    #[arg(long, value_name = "P")]
+    to_position: Option<String>,
+    /// As --to-position, but the transaction or command that begins there, or lies there, is left
+    /// out
+    #[arg(long, value_name = "P")]
+    before: Option<String>,
+    /// Zone of a civil time [default: the configuration's, else this host's]
+    #[arg(long, value_name = "ZONE")]
+    tz: Option<String>,
+    /// Only this source (repeatable); without it, all
+    #[arg(long, value_name = "NAME")]
+    source: Vec<String>,
+    /// Restore this source into a running, empty server (repeatable)
+    #[arg(long, value_name = "NAME=URL")]
+    target: Vec<String>,
+    /// Password of a target, in a file (repeatable)
+    #[arg(long, value_name = "NAME=FILE")]
+    target_password_file: Vec<String>,
+    /// Restore into fresh folders DIR/NAME [default: ./restored-<instant>]
+    #[arg(long, value_name = "DIR")]
+    into: Option<PathBuf>,
+    /// Serve the log to targets on this address [default: 127.0.0.1, any port]
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Option<SocketAddr>,
+    /// Print what would be done, and stop
+    #[arg(long)]
+    plan: bool,
+}
+
+pub(super) fn restore(config: &Config, args: &RestoreArgs, json: bool) -> Result<()> {
+    let zone = match &args.tz {
+        Some(name) => config::parse_zone(name)?,
+        None => config.zone,
+    };
+    let sources = chosen(config, &args.source)?;
+    let names: Vec<String> = sources.iter().map(|source| source.name.clone()).collect();
+    let targets = parse_targets(config, args, &names)?;
+    let to = goal(config, args, zone, &sources, &names)?;
+    if let (Goal::Instant(to), false) = (&to, json) {
+        eprint(&format!("restore to {} = {to}\n", in_zone(*to, zone)));
+    }
+    let options = restore::Options {
+        archive: config.archive.clone(),
+        sources: sources.clone(),
+        configured: config.sources.iter().map(|source| source.endpoint.clone()).collect(),
+        to,
+        targets,
+        into: args.into.clone(),
+        listen: args.listen,
+    };
+    let plan = match restore::prepare(&options) {
+        // What was written a moment ago may not be on disk yet.
+        Err(error) if error.class() == Class::Gap && matches!(options.to, Goal::Place { .. }) => {
+            let wait = restore::WAIT_FOR_DAEMON;
+            if !daemon::cover(&config.archive, Timestamp::now(), names, wait) {
+                return Err(error);
+            }
+            restore::prepare(&options)?
+        }
+        plan => plan?,
+    };
+    let report = if args.plan {
+        plan.report()
+    } else {
+        let progress = Arc::new(Progress::default());
+        let runtime = runtime()?;
+        let restored = runtime.block_on(async {
+            tokio::select! {
+                report = plan.run(&progress) => report,
+                () = until_stopped() => {
+                    Err(Error::new(Class::Interrupted, "the restore was interrupted")
+                        .hint("what was restored so far is unfinished: remove it and start again"))
+                }
+                () = show_progress(Arc::clone(&progress)) => Err(Error::bug("progress ended")),
+            }
+        });
+        // What still reads the archive after an interruption is not waited for.
+        runtime.shutdown_timeout(STOP);
+        restored?
+    };
+    show(&report, json, || report_text(&report, zone))
+}
+
+/// What is to be restored to. An instant that a running daemon is about to pass is waited for.
+fn goal(
+    config: &Config,
+    args: &RestoreArgs,
+    zone: Tz,
+    sources: &[SourceOptions],
+    names: &[String],
+) -> Result<Goal> {
+    let place = |text: &str, before| Goal::Place { text: text.to_owned(), before };
+    let to = match (&args.to, &args.to_position, &args.before) {
+        (_, Some(text), _) => return Ok(place(text, false)),
+        (_, _, Some(text)) => return Ok(place(text, true)),
+        (Some(to), ..) => to,
+        _ => return Err(Error::usage("restore to when?").hint("name an instant with --to")),
+    };
+    let now = Timestamp::now();
+    let at = match clock::parse_target(to, zone, now)? {
+        Target::At(at) if at > now => {
+            return Err(Error::gap(format!("{at} is in the future"))
+                .hint("`--to latest` is the newest instant that can be restored")
+                .nearest(vec![now.to_string()]));
+        }
+        Target::At(at) => {
+            if !daemon::cover(&config.archive, at, names.to_vec(), restore::WAIT_FOR_DAEMON) {
+                tracing::debug!("no daemon runs, or it has not passed {at}");
+            }
+            at
+        }
+        Target::Latest => newest(config, sources, names)?,
+    };
+    Ok(Goal::Instant(at))
+}
+
+/// The newest instant: what the daemon has on disk, or else what the archive shows.
+fn newest(config: &Config, sources: &[SourceOptions], names: &[String]) -> Result<Timestamp> {
+    if let Some(status) = daemon::status(&config.archive) {
+        let known = status.iter().filter(|s| names.contains(&s.name)).map(|s| s.durable_at);
+        if let Some(at) = known.min().flatten()
+            && daemon::cover(&config.archive, at, names.to_vec(), restore::WAIT_FOR_DAEMON)
+        {
+            return Ok(at);
+        }
+    }
+    restore::latest(&Archive::open_read_only(&config.archive)?, sources)
+}
+
+fn parse_targets(
+    config: &Config,
+    args: &RestoreArgs,
+    names: &[String],
+) -> Result<BTreeMap<String, Endpoint>> {
+    let mut targets = BTreeMap::new();
+    for text in &args.target {
+        let (name, url) = split_pair(text, "--target NAME=URL")?;
+        let source = config.source(name)?;
+        if !names.iter().any(|n| n == name) {
+            return Err(Error::usage(format!("--target {name}, but --source leaves {name} out")));
+        }
+        targets.insert(name.to_owned(), Endpoint::parse(source.engine, url)?);
+    }
+    for text in &args.target_password_file {
+        let (name, file) = split_pair(text, "--target-password-file NAME=FILE")?;
+        let target = targets
+            .get_mut(name)
+            .ok_or_else(|| Error::usage(format!("a password for {name}, which has no --target")))?;
+        let password = std::fs::read_to_string(file)
+            .class(Class::Usage, || format!("read password file {file}"))?;
+        target.password = Secret::new(password.trim_end_matches(['\r', '\n']));
+    }
+    Ok(targets)
+}
+
+fn split_pair<'a>(text: &'a str, form: &str) -> Result<(&'a str, &'a str)> {
+    text.split_once('=').ok_or_else(|| Error::usage(format!("not of the form {form}")))
+}
+
+fn report_text(report: &restore::Report, zone: Tz) -> String {
+    let mut out = String::new();
+    for source in &report.sources {
+        let did = if report.plan { "would restore" } else { "restored" };
+        out += &format!("{}: {did} into {}\n", source.name, source.target);
+        out += &format!(
+            "    baseline {} ({}) and {} segment{} of timeline {}\n",
+            source.baseline.name,
+            in_zone(source.baseline.at, zone),
+            source.segments,
+            if source.segments == 1 { "" } else { "s" },
+            source.timeline
+        );
+        if let Some(cut) = &source.cut {
+            let known = source.uncertainty_ms.map(|ms| format!(", known to {ms} ms"));
+            out += &format!("    cut at {cut}{}\n", known.unwrap_or_default());
+        }
+        if !report.plan {
+            out += &format!(
+                "    {} records, {} bytes, in {:.1} s (baseline {:.1} s, replay {:.1} s)\n",
+                source.records,
+                source.bytes,
+                source.seconds.total,
+                source.seconds.baseline,
+                source.seconds.replay
+            );
+        }
+        let landing = |what: &str, landing: &Option<crate::record::Landing>| {
+            landing.as_ref().map(|landing| {
+                let at = landing.at.map(|at| format!(" at {at}")).unwrap_or_default();
+                format!("    {what} {}{at}\n", landing.position)
+            })
+        };
+        out.extend(landing("last in: ", &source.last_applied));
+        out.extend(landing("first out:", &source.first_left_out));
+        if !report.plan {
+            out += &format!("    check passed: {}\n", source.checked);
+        }
+    }
+    if let Some(skew) = report.skew_ms {
+        out += &format!("clocks of the sources differed by {skew} ms\n");
+    }
+    if let Some(receipt) = &report.receipt {
+        out += &format!("receipt: {receipt}\n");
+    }
+    out
+}
