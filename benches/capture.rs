@@ -89,6 +89,7 @@ async fn capture(source: &Mysqld, size: u64, root: &Path) -> f64 {
         endpoint: Endpoint::parse(EngineKind::Mysql, &source.url()).unwrap(),
         sample_every: Duration::from_millis(100),
         dump_command: None,
+        databases: vec![],
     });
     let label = Label { source: "bench".into(), engine: EngineKind::Mysql, level: SEGMENT_LEVEL };
     let sealing =

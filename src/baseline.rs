@@ -26,6 +26,10 @@ pub const PIECES_IN_FLIGHT: usize = 16;
 /// How long the stream may take to pass the place of a baseline that was just taken.
 const CATCH_UP_TIMEOUT: Duration = Duration::from_mins(10);
 
+/// How long is waited before a copy that failed by chance of its moment is begun anew.
+const PAUSES: [Duration; 3] =
+    [Duration::from_secs(5), Duration::from_secs(30), Duration::from_mins(2)];
+
 /// How often it is looked how far the stream has come.
 const PROOF_LOOK: Duration = Duration::from_millis(50);
 
@@ -162,23 +166,23 @@ pub async fn take(
     reached: impl Fn() -> Reached,
 ) -> Result<BaselineMeta> {
     let before = reached().timeline;
-    let (send, receive) = mpsc::channel(PIECES_IN_FLIGHT);
-    let dir = root.join(&label.source);
-    let writing = {
-        let (level, mut receive) = (label.level, receive);
-        tokio::task::spawn_blocking(move || {
-            Stored::write(&dir, level, || receive.blocking_recv().map(Ok))
-        })
-    };
-    let taken = engine.baseline(send).await;
-    let stored = writing.await.class(Class::Bug, || "write baseline".into())?;
-    let (taken, stored) = match (taken, stored) {
-        (Ok(taken), Ok(stored)) => (taken, stored),
-        // A writer that failed closes the channel, which fails the engine: its error is the cause.
-        (_, Err(error)) => return Err(error.context(format!("baseline of {}", label.source))),
-        (Err(error), Ok(stored)) => {
-            stored.discard()?;
-            return Err(error.context(format!("baseline of {}", label.source)));
+    let mut attempt = 0;
+    let (taken, stored) = loop {
+        match copy(engine, root, label).await {
+            Ok(copied) => break copied,
+            Err(error) => match PAUSES.get(attempt) {
+                Some(pause) if error.is_worth_again() => {
+                    attempt += 1;
+                    tracing::warn!(
+                        source = label.source,
+                        attempt,
+                        "baseline begun anew in {} s: {error}",
+                        pause.as_secs()
+                    );
+                    tokio::time::sleep(*pause).await;
+                }
+                _ => return Err(error.context(format!("baseline of {}", label.source))),
+            },
         }
     };
     let located = settle(engine, root, label, &taken, &mut durable).await;
@@ -203,6 +207,26 @@ pub async fn take(
     })
     .await
     .class(Class::Bug, || "store baseline".into())?
+}
+
+/// Has the engine make a copy, and writes it to a file.
+async fn copy(engine: &dyn Source, root: &Path, label: &Label) -> Result<(BaselineTaken, Stored)> {
+    let (send, mut receive) = mpsc::channel(PIECES_IN_FLIGHT);
+    let (dir, level) = (root.join(&label.source), label.level);
+    let writing = tokio::task::spawn_blocking(move || {
+        Stored::write(&dir, level, || receive.blocking_recv().map(Ok))
+    });
+    let taken = engine.baseline(send).await;
+    let stored = writing.await.class(Class::Bug, || "write baseline".into())?;
+    match (taken, stored) {
+        (Ok(taken), Ok(stored)) => Ok((taken, stored)),
+        // A writer that failed closes the channel, which fails the engine: its error is the cause.
+        (_, Err(error)) => Err(error),
+        (Err(error), Ok(stored)) => {
+            stored.discard()?;
+            Err(error)
+        }
+    }
 }
 
 /// How far the capture has come.

@@ -239,6 +239,7 @@ fn source(table: &SourceTable, config: &Path) -> Result<SourceOptions> {
         endpoint,
         sample_every: Duration::from_millis(sample_ms),
         dump_command: table.dump_command.clone(),
+        databases: vec![],
     })
 }
 

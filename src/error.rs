@@ -77,6 +77,7 @@ struct Inner {
     message: String,
     hint: Option<String>,
     nearest: Vec<String>,
+    worth_again: bool,
     source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
 
@@ -85,7 +86,14 @@ impl Error {
     pub fn new(class: Class, message: impl Into<String>) -> Self {
         let message = message.into();
         Self {
-            inner: Box::new(Inner { class, message, hint: None, nearest: vec![], source: None }),
+            inner: Box::new(Inner {
+                class,
+                message,
+                hint: None,
+                nearest: vec![],
+                worth_again: false,
+                source: None,
+            }),
         }
     }
 
@@ -138,6 +146,13 @@ impl Error {
         self
     }
 
+    /// Marks what failed by chance of its moment: the same may work if it is begun anew.
+    #[must_use]
+    pub fn worth_again(mut self) -> Self {
+        self.inner.worth_again = true;
+        self
+    }
+
     /// Adds the cause.
     #[must_use]
     pub fn source(mut self, source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
@@ -160,6 +175,11 @@ impl Error {
     /// What helps, if anything is known to.
     pub fn hint_text(&self) -> Option<&str> {
         self.inner.hint.as_deref()
+    }
+
+    /// Whether the same may work if it is begun anew.
+    pub fn is_worth_again(&self) -> bool {
+        self.inner.worth_again
     }
 
     /// The instants (RFC 3339) that can be restored instead.

@@ -135,6 +135,8 @@ pub struct SourceOptions {
     pub sample_every: Duration,
     /// The program that dumps a MySQL source; found on PATH by default.
     pub dump_command: Option<String>,
+    /// The only databases that a baseline of MySQL holds; empty for all.
+    pub databases: Vec<String>,
 }
 
 /// Where a restore goes.

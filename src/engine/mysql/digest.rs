@@ -180,7 +180,8 @@ async fn rows_query(conn: &mut Conn, schema: &str, table: &str, full: &str) -> R
             // As text, FLOAT has 6 digits and FLOAT(m,d) has d decimals; an expression has all.
             "float" | "double" => format!("{column} * 1e0"),
             // The number tells the empty error value from a member that is an empty string.
-            "enum" | "set" => format!("{column} + 0"),
+            // As an integer: a SET of 64 members does not fit into a DOUBLE.
+            "enum" | "set" => format!("CAST({column} AS UNSIGNED)"),
             _ => column,
         });
     }

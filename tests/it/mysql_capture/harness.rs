@@ -32,6 +32,7 @@ pub(super) fn source_at(endpoint: Endpoint) -> Arc<MysqlSource> {
         endpoint,
         sample_every: Duration::from_millis(100),
         dump_command: None,
+        databases: vec![],
     }))
 }
 

@@ -50,6 +50,7 @@ pub(crate) fn source_options(url: &str) -> SourceOptions {
         endpoint: Endpoint::parse(EngineKind::Mysql, url).unwrap(),
         sample_every: Duration::from_millis(100),
         dump_command: None,
+        databases: vec![],
     }
 }
 

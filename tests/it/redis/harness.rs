@@ -148,6 +148,7 @@ pub(super) fn source(endpoint: Endpoint) -> RedisSource {
         endpoint,
         sample_every: Duration::from_millis(100),
         dump_command: None,
+        databases: vec![],
     })
 }
 

@@ -6,10 +6,9 @@ use super::super::accounts::{Statement, identifier};
 use super::super::ask;
 use super::SYSTEM_SCHEMAS;
 use super::facts::server_clock;
-use super::place::LogEnd;
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
-use mysql_async::{Conn, Row};
+use mysql_async::Conn;
 use std::collections::BTreeMap;
 
 /// What a snapshot of rows does not cover.
@@ -19,56 +18,46 @@ pub(super) struct Beneath {
     pub(super) schemas: Vec<String>,
     /// Views, routines, triggers and events, each with a digest of its definition.
     definitions: BTreeMap<(String, String, String), String>,
-    /// Tables, each with when it was created: a table of that name that is another one differs.
-    tables: BTreeMap<(String, String), String>,
+    /// Tables, each with the second in which it was created or altered.
+    tables: BTreeMap<(String, String), i64>,
     /// How many tables keep no versions of their rows.
     pub(super) unversioned: u64,
-    pub(super) log_end: LogEnd,
     pub(super) now: Timestamp,
 }
 
 impl Beneath {
     /// Reads all of it.
-    pub(super) async fn read(conn: &mut Conn, accounts: Vec<Statement>) -> Result<Self> {
+    pub(super) async fn read(
+        conn: &mut Conn,
+        databases: &[String],
+        accounts: Vec<Statement>,
+    ) -> Result<Self> {
         let reading = || "read what there is to dump".to_owned();
-        let prepared = ask::rows::<Row>(conn, "XA RECOVER", reading).await;
-        // Without the privilege this cannot be known; a restore would then name the XID.
-        let hidden = ask::server_code(&prepared) == Some(1401);
-        let prepared = if hidden { vec![] } else { prepared? };
-        if !prepared.is_empty() {
-            return Err(Error::unavailable(format!(
-                "{} XA transactions are prepared and not yet committed: no dump holds them",
-                prepared.len()
-            ))
-            .hint("see XA RECOVER; the baseline is tried again later"));
-        }
-        let schemas = ask::rows(
+        let schemas = schemas(conn, databases).await?;
+        let mut unversioned = 0;
+        let mut tables = BTreeMap::new();
+        let rows: Vec<(String, String, Option<i64>, Option<String>)> = ask::rows(
             conn,
             format!(
-                "SELECT SCHEMA_NAME FROM information_schema.SCHEMATA \
-                 WHERE SCHEMA_NAME NOT IN ({SYSTEM_SCHEMAS}) ORDER BY 1"
-            ),
-            reading,
-        )
-        .await?;
-        let tables: Vec<(String, String, String, Option<String>)> = ask::rows(
-            conn,
-            format!(
-                "SELECT TABLE_SCHEMA, TABLE_NAME, COALESCE(CAST(CREATE_TIME AS CHAR), ''), ENGINE \
-                 FROM information_schema.TABLES WHERE TABLE_TYPE = 'BASE TABLE' \
+                "SELECT TABLE_SCHEMA, TABLE_NAME, CAST(UNIX_TIMESTAMP(CREATE_TIME) AS SIGNED), \
+                 ENGINE FROM information_schema.TABLES WHERE \
+                 TABLE_TYPE IN ('BASE TABLE', 'SYSTEM VERSIONED') \
                  AND TABLE_SCHEMA NOT IN ({SYSTEM_SCHEMAS})"
             ),
             reading,
         )
         .await?;
-        let versioned = |engine: &Option<String>| engine.as_deref() == Some("InnoDB");
-        let unversioned = tables.iter().filter(|(.., engine)| !versioned(engine)).count() as u64;
-        let tables = tables.into_iter().map(|(schema, name, at, _)| ((schema, name), at)).collect();
-        let definitions = definitions(conn).await?;
-        // After the rest: an upper bound of where and when all of it was seen.
-        let log_end = LogEnd::read(conn).await?;
+        for (schema, table, created, engine) in rows {
+            if schemas.contains(&schema) {
+                unversioned += u64::from(engine.as_deref() != Some("InnoDB"));
+                tables.insert((schema, table), created.unwrap_or(0));
+            }
+        }
+        let mut definitions = definitions(conn).await?;
+        definitions.retain(|(_, schema, _), _| schemas.contains(schema));
+        // After the rest: an upper bound of when all of it was seen.
         let now = server_clock(conn).await?;
-        Ok(Self { accounts, schemas, definitions, tables, unversioned, log_end, now })
+        Ok(Self { accounts, schemas, definitions, tables, unversioned, now })
     }
 
     /// What differs between before the snapshot and after it, if anything.
@@ -81,6 +70,13 @@ impl Beneath {
         }
         if self.tables != before.tables {
             return Some("tables were created, renamed or dropped".into());
+        }
+        // A table can be altered again within its second, and nobody would see it.
+        let begun = before.now.as_micros().div_euclid(1_000_000);
+        let fresh = self.tables.iter().find(|(_, created)| **created >= begun);
+        if let Some(((schema, table), _)) = fresh {
+            let name = format!("{}.{}", identifier(schema), identifier(table));
+            return Some(format!("table {name} was just created or altered"));
         }
         self.changed_definition(before)
     }
@@ -111,6 +107,25 @@ impl Beneath {
         let (kind, schema, name) = key.map(|(key, _)| key).or(gone)?;
         Some(format!("{kind} {}.{} changed", identifier(schema), identifier(name)))
     }
+}
+
+/// The schemas to dump, sorted: those that were chosen, or all.
+async fn schemas(conn: &mut Conn, chosen: &[String]) -> Result<Vec<String>> {
+    let mut schemas: Vec<String> = ask::rows(
+        conn,
+        format!(
+            "SELECT SCHEMA_NAME FROM information_schema.SCHEMATA \
+             WHERE SCHEMA_NAME NOT IN ({SYSTEM_SCHEMAS}) ORDER BY 1"
+        ),
+        || "list the schemas".into(),
+    )
+    .await?;
+    if let Some(missing) = chosen.iter().find(|name| !schemas.contains(name)) {
+        return Err(Error::usage(format!("`databases` names {missing:?}, which is not there"))
+            .hint(format!("the server has: {}", schemas.join(", "))));
+    }
+    schemas.retain(|name| chosen.is_empty() || chosen.contains(name));
+    Ok(schemas)
 }
 
 async fn definitions(conn: &mut Conn) -> Result<BTreeMap<(String, String, String), String>> {

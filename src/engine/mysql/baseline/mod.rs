@@ -17,16 +17,20 @@
 //!
 //! `mysqldump` reads rows in one snapshot, but accounts, routines, views, triggers and events as
 //! they are when it comes to them. So these are compared: before the dump, when its head shows
-//! that the snapshot is taken, and at its end.
+//! that the snapshot is taken, and at its end. Rows that it would change are read here, in a
+//! snapshot of the same instant: both are opened under one [`lock`].
 //!
 //! **Invariant:** a copy is reported as taken only if the dump's closing mark came, the program
 //! ended well, and nothing changed beneath it that a snapshot does not cover.
 
 mod beneath;
+mod exact;
 mod facts;
+mod lock;
 mod place;
 mod privileges;
 mod program;
+mod splice;
 
 pub(super) use facts::Facts;
 pub(super) use privileges::missing_privileges;
@@ -39,16 +43,22 @@ use crate::error::{Class, Context, Error, Result};
 use crate::position::Position;
 use crate::record::{BaselineTaken, Server};
 use beneath::Beneath;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
+use exact::Exact;
+use lock::Lock;
 use mysql_async::Conn;
-use place::{LogEnd, position_in_head};
+use place::LogEnd;
 use program::Dump;
+use std::time::Duration;
 use tokio::sync::mpsc;
 
 /// Bytes per piece handed over, at most.
 const PIECE_BYTES: usize = 256 << 10;
 /// How often a baseline is begun anew when something changes beneath its head.
-const ATTEMPTS: u32 = 3;
+const ATTEMPTS: u32 = 4;
+/// How often it is looked whether no XA transaction is prepared any more: with growing pauses,
+/// for half a minute.
+const XA_LOOKS: u32 = 5;
 /// Schemas that a server makes itself.
 pub(super) const SYSTEM_SCHEMAS: &str =
     "'mysql', 'information_schema', 'performance_schema', 'sys', 'ndbinfo'";
@@ -81,24 +91,59 @@ pub(super) async fn take(
     let program = options.dump_command.as_deref().unwrap_or("mysqldump");
     program::check_program(program, &facts.version).await?;
     let work = Work { options, program, facts: &facts, server: &server, out: &out };
-    for attempt in 1..=ATTEMPTS {
-        match work.attempt(&mut conn).await? {
+    let (mut changes, mut looks) = (0, 0);
+    loop {
+        let pause = match work.attempt(&mut conn).await? {
             Attempt::Taken(taken) => return Ok(taken),
             Attempt::Changed(what) => {
-                tracing::info!(source = options.name, attempt, "baseline begun anew: {what}");
+                changes += 1;
+                if changes == ATTEMPTS {
+                    return Err(Error::unavailable(format!(
+                        "baseline of {}: {what}; something changed at each of {ATTEMPTS} starts",
+                        options.name
+                    ))
+                    .hint("run `pitr baseline` at a time without DDL"));
+                }
+                tracing::info!(source = options.name, changes, "baseline begun anew: {what}");
+                // So that what was created in this second is not of the next one.
+                Duration::from_secs(changes.into())
             }
-        }
+            Attempt::Prepared(xids) => {
+                looks += 1;
+                if looks == XA_LOOKS {
+                    return Err(prepared(&options.name, &xids));
+                }
+                tracing::info!(
+                    source = options.name,
+                    looks,
+                    "baseline waits: {} XA transactions are prepared",
+                    xids.len()
+                );
+                Duration::from_secs(1 << looks)
+            }
+        };
+        tokio::time::sleep(pause).await;
     }
-    Err(Error::unavailable(format!(
-        "baseline of {}: accounts, schemas or definitions changed during each of {ATTEMPTS} starts",
-        options.name
+}
+
+/// The rows of a prepared transaction are in no snapshot, and what prepared them lies before it:
+/// neither the baseline nor the log behind it has them.
+fn prepared(source: &str, xids: &[String]) -> Error {
+    let first = xids.first().map(String::as_str).unwrap_or_default();
+    let some: Vec<&str> = xids.iter().take(10).map(String::as_str).collect();
+    Error::unavailable(format!(
+        "baseline of {source}: {} XA transactions are prepared and not yet committed, so that no \
+         copy holds them: {}",
+        xids.len(),
+        some.join("; ")
     ))
-    .hint("run `pitr baseline` at a time without DDL"))
+    .hint(format!("end each that is left behind: XA COMMIT {first}, or XA ROLLBACK {first}"))
 }
 
 enum Attempt {
     Taken(BaselineTaken),
     Changed(String),
+    Prepared(Vec<String>),
 }
 
 struct Work<'a> {
@@ -109,57 +154,97 @@ struct Work<'a> {
     out: &'a mpsc::Sender<Bytes>,
 }
 
-impl Work<'_> {
+/// Everything that was opened at one instant.
+struct Opened<'a> {
+    place: LogEnd,
+    exact: Exact,
+    /// Not there if there is no schema to dump.
+    dump: Option<(Dump<'a>, BytesMut)>,
+    /// Still held if there are rows that no snapshot holds.
+    lock: Option<Lock>,
+}
+
+enum Opening<'a> {
+    Opened(Box<Opened<'a>>),
+    Prepared(Vec<String>),
+}
+
+impl<'a> Work<'a> {
     async fn attempt(&self, conn: &mut Conn) -> Result<Attempt> {
         let before = self.beneath(conn).await?;
-        if before.schemas.is_empty() {
-            return self.without_schemas(conn).await;
-        }
-        let mut dump = Dump::start(self, &before)?;
-        let head = match dump.read_head().await {
-            Ok(head) => head,
-            Err(error) => return Err(dump.explain(error).await),
+        let Opened { place, mut exact, dump, lock } = match self.open(&before).await? {
+            Opening::Opened(opened) => *opened,
+            Opening::Prepared(xids) => return Ok(Attempt::Prepared(xids)),
         };
         let after = self.beneath(conn).await?;
         if let Some(what) = after.differs_from(&before) {
             return Ok(Attempt::Changed(what));
         }
-        let position = position_in_head(&head)?;
-        if !before.log_end.is_before_or_at(&position) || !position.is_before_or_at(&after.log_end) {
-            return Err(Error::unavailable(format!(
-                "{} says it begins at {position}, but the server's log was between {} and {}",
-                self.program, before.log_end, after.log_end
-            )));
-        }
         let mark = uuid::Uuid::new_v4().simple().to_string();
         self.send(self.first_line(&mark)?).await?;
-        dump.forward(head, self.out).await?;
-        let end = self.beneath(conn).await?;
-        if let Some(what) = end.undermines(&after) {
-            return Err(Error::unavailable(format!(
-                "baseline of {}: {what} while the dump ran, so that it may hold a mix",
-                self.options.name
-            ))
-            .hint("run `pitr baseline` at a time without DDL"));
+        if let Some((dump, head)) = dump {
+            let forwarded = dump.forward(head, &mut exact, self.out).await;
+            // What changed explains what the program may have stumbled over.
+            let end = self.beneath(conn).await?;
+            if let Some(what) = end.undermines(&after) {
+                let failed = forwarded.err().map_or(String::new(), |error| format!(" ({error})"));
+                return Err(Error::unavailable(format!(
+                    "{what} while the dump ran, so that it may hold a mix{failed}"
+                ))
+                .hint("run `pitr baseline` at a time without DDL")
+                .worth_again());
+            }
+            forwarded?;
+        }
+        if let Some(lock) = lock {
+            self.released(lock).await?;
         }
         self.send(last_lines(&mark, &after.accounts)?).await?;
-        Ok(Attempt::Taken(self.taken(&position, after.now)))
+        Ok(Attempt::Taken(self.taken(&place, after.now)))
     }
 
-    /// A server without user schemas: nothing for `mysqldump` to do.
-    async fn without_schemas(&self, conn: &mut Conn) -> Result<Attempt> {
-        ask::run(conn, "FLUSH TABLES WITH READ LOCK", || "lock against writes for a moment".into())
-            .await?;
-        let beneath = self.beneath(conn).await;
-        ask::run(conn, "UNLOCK TABLES", || "unlock".into()).await?;
-        let beneath = beneath?;
-        if !beneath.schemas.is_empty() {
-            return Ok(Attempt::Changed("a schema was created".into()));
+    /// Opens all snapshots at one instant.
+    async fn open(&self, before: &Beneath) -> Result<Opening<'a>> {
+        let endpoint = &self.options.endpoint;
+        let mut exact = Exact::open(endpoint, &before.schemas).await?;
+        let mut lock = Lock::take(endpoint).await?;
+        match lock.prepared().await? {
+            Some(xids) if xids.is_empty() => {}
+            Some(xids) => return Ok(Opening::Prepared(xids)),
+            None => tracing::warn!(
+                source = self.options.name,
+                "without XA_RECOVER_ADMIN it is not known whether XA transactions are open"
+            ),
         }
-        let mark = uuid::Uuid::new_v4().simple().to_string();
-        self.send(self.first_line(&mark)?).await?;
-        self.send(last_lines(&mark, &beneath.accounts)?).await?;
-        Ok(Attempt::Taken(self.taken(&beneath.log_end, beneath.now)))
+        exact.snapshot().await?;
+        let dump = if before.schemas.is_empty() {
+            None
+        } else {
+            let mut dump = Dump::start(self, before)?;
+            match dump.read_head().await {
+                Ok(head) => Some((dump, head)),
+                Err(error) => return Err(dump.explain(error).await),
+            }
+        };
+        let place = lock.at().clone();
+        let lock = if before.unversioned == 0 {
+            self.released(lock).await?;
+            None
+        } else {
+            tracing::warn!(
+                source = self.options.name,
+                "{} tables are not InnoDB: writes wait while the baseline is taken",
+                before.unversioned
+            );
+            Some(lock)
+        };
+        Ok(Opening::Opened(Box::new(Opened { place, exact, dump, lock })))
+    }
+
+    async fn released(&self, lock: Lock) -> Result<()> {
+        let held = lock.release().await?;
+        tracing::info!(source = self.options.name, "writes waited {} ms", held.as_millis());
+        Ok(())
     }
 
     /// Everything that a snapshot does not cover, as it is now.
@@ -168,7 +253,7 @@ impl Work<'_> {
         let mut other = sql::connect(&self.options.endpoint).await?;
         let accounts = accounts::read(&mut other).await?;
         drop(other);
-        Beneath::read(conn, accounts).await
+        Beneath::read(conn, &self.options.databases, accounts).await
     }
 
     fn first_line(&self, mark: &str) -> Result<Bytes> {
@@ -190,10 +275,13 @@ impl Work<'_> {
     }
 }
 
-async fn send(out: &mpsc::Sender<Bytes>, bytes: Bytes) -> Result<()> {
-    out.send(bytes)
-        .await
-        .map_err(|_| Error::unavailable("the baseline's bytes are not taken any more"))
+async fn send(out: &mpsc::Sender<Bytes>, mut bytes: Bytes) -> Result<()> {
+    while !bytes.is_empty() {
+        out.send(bytes.split_to(bytes.len().min(PIECE_BYTES)))
+            .await
+            .map_err(|_| Error::unavailable("the baseline's bytes are not taken any more"))?;
+    }
+    Ok(())
 }
 
 fn last_lines(mark: &str, accounts: &[Statement]) -> Result<Bytes> {

@@ -5,17 +5,23 @@
 use super::super::tools::{self, OptionFile};
 use super::super::unwrap::Unwrap;
 use super::beneath::Beneath;
-use super::place::position_line;
+use super::exact::Exact;
+use super::splice::{Part, Splice};
 use super::{CLIENT_PACKAGE, PIECE_BYTES, Work, send};
 use crate::error::{Context, Error, Result};
 use bytes::{Bytes, BytesMut};
+use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio::process::{Child, ChildStdout};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-/// The dump's position must stand in this many first bytes.
+/// What the program writes when its snapshot is open.
+const FIRST_SCHEMA: &[u8] = b"\n-- Current Database: `";
+/// That must stand in this many first bytes.
 const HEAD_BYTES: usize = 64 << 10;
+/// How long it may take, in seconds: writers wait meanwhile.
+const HEAD_SECONDS: u64 = 60;
 /// Length of the dump's last bytes that are searched for the closing mark.
 const TAIL_BYTES: usize = 256;
 
@@ -36,7 +42,7 @@ impl<'a> Dump<'a> {
         let options = OptionFile::create(&tools::Server::Endpoint(&work.options.endpoint))?;
         let mut command = options.command(work.program);
         command.args([
-            "--source-data=2",
+            "--single-transaction",
             "--set-gtid-purged=OFF",
             "--hex-blob",
             "--routines",
@@ -48,17 +54,6 @@ impl<'a> Dump<'a> {
             "--max-allowed-packet=1G",
             "--loose-column-statistics=0",
         ]);
-        if beneath.unversioned == 0 {
-            command.arg("--single-transaction");
-        } else {
-            // Tables without versions of their rows are in no snapshot.
-            tracing::warn!(
-                source = work.options.name,
-                "{} tables are not InnoDB: writes wait while the baseline is taken",
-                beneath.unversioned
-            );
-            command.arg("--lock-all-tables");
-        }
         command.arg("--databases").arg("--").args(&beneath.schemas);
         let mut child = command.spawn().map_err(|error| {
             dump_missing(tools::start_error(work.program, CLIENT_PACKAGE, error))
@@ -71,24 +66,34 @@ impl<'a> Dump<'a> {
         Ok(Dump { program, child, stdout, stderr, tail: Vec::new(), _options: options })
     }
 
-    /// Reads up to and with the line that names the position, or more.
+    /// Reads the first bytes, up to what is written only when the snapshot is open.
     pub(super) async fn read_head(&mut self) -> Result<BytesMut> {
         let mut head = BytesMut::with_capacity(PIECE_BYTES);
-        loop {
-            if position_line(&head).is_some() {
-                return Ok(head);
+        let reading = async {
+            while !head.windows(FIRST_SCHEMA.len()).any(|part| part == FIRST_SCHEMA) {
+                if head.len() >= HEAD_BYTES || self.read(&mut head).await? == 0 {
+                    return Err(Error::unavailable(format!("{} names no schema", self.program)));
+                }
             }
-            if head.len() >= HEAD_BYTES || self.read(&mut head).await? == 0 {
-                return Err(Error::unavailable(format!(
-                    "{} names no binlog position",
-                    self.program
-                )));
-            }
+            Ok(())
+        };
+        match tokio::time::timeout(Duration::from_secs(HEAD_SECONDS), reading).await {
+            Ok(read) => read.map(|()| head),
+            Err(_) => Err(Error::unavailable(format!(
+                "{} wrote nothing for {HEAD_SECONDS} s",
+                self.program
+            ))),
         }
     }
 
     /// Hands over the rest, and sees to it that it was all.
-    pub(super) async fn forward(mut self, head: BytesMut, out: &mpsc::Sender<Bytes>) -> Result<()> {
+    pub(super) async fn forward(
+        mut self,
+        head: BytesMut,
+        exact: &mut Exact,
+        out: &mpsc::Sender<Bytes>,
+    ) -> Result<()> {
+        let mut splice = Splice::new(exact.cares());
         let mut unwrap = Unwrap::default();
         let mut buffer = head;
         loop {
@@ -99,19 +104,28 @@ impl<'a> Dump<'a> {
                 n = self.read(&mut buffer).await?;
             }
             self.keep_tail(&buffer);
-            let mut ready = unwrap.push(&buffer);
+            splice.feed(&buffer);
             buffer.clear();
-            while !ready.is_empty() {
-                send(out, ready.split_to(ready.len().min(PIECE_BYTES))).await?;
+            loop {
+                match splice.next()? {
+                    Part::Text(text) => send(out, unwrap.push(&text)).await?,
+                    // What the program has to say meanwhile, it says later.
+                    Part::Rows(table) => exact.copy(&table, out).await?,
+                    Part::More => break,
+                }
             }
             if n == 0 {
                 break;
             }
         }
-        let rest = unwrap.finish();
-        if !rest.is_empty() {
-            send(out, rest).await?;
-        }
+        let rest = splice.finish();
+        self.ended().await?;
+        send(out, unwrap.push(&rest?)).await?;
+        send(out, unwrap.finish()).await
+    }
+
+    /// Waits for the program's end, and sees to it that it was a good one.
+    async fn ended(&mut self) -> Result<()> {
         let status =
             self.child.wait().await.unavailable(|| format!("wait for {}", self.program))?;
         let stderr = (&mut self.stderr).await.unwrap_or_default();
@@ -148,7 +162,7 @@ impl<'a> Dump<'a> {
     /// A dump without a head has mostly failed: then its own words are the better error.
     pub(super) async fn explain(mut self, error: Error) -> Error {
         // It may also still run: only an end of its own within a moment counts.
-        let wait = tokio::time::timeout(std::time::Duration::from_secs(5), self.child.wait());
+        let wait = tokio::time::timeout(Duration::from_secs(5), self.child.wait());
         match wait.await {
             Ok(Ok(status)) if !status.success() => {
                 let stderr = (&mut self.stderr).await.unwrap_or_default();

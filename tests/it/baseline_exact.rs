@@ -1,0 +1,161 @@
+//! Baselines are exact: what is restored has every bit of what was there, and where that cannot
+//! be, there is no baseline.
+
+use crate::mysql_restore::harness::*;
+use crate::support::Mysqld;
+use mysql_async::prelude::Queryable;
+use pitr::engine::Target;
+use std::time::Duration;
+
+/// Statements that are sent one by one, in a session that lets odd values in.
+const ODD: &str = r#"
+    CREATE DATABASE odd DEFAULT CHARACTER SET latin1;
+    CREATE DATABASE `s``q 'u"o;t😀e`;
+    USE odd;
+    CREATE TABLE floats (id INT PRIMARY KEY, f FLOAT, u FLOAT UNSIGNED, z FLOAT ZEROFILL,
+        fd FLOAT(7,3), d DOUBLE, dd DOUBLE(12,3), n DECIMAL(40,20), f24 FLOAT(24),
+        g FLOAT AS (f * 3) STORED, gv FLOAT AS (f / 3) VIRTUAL, s VARCHAR(40), KEY (f));
+    INSERT INTO floats (id, f, u, z, fd, d, dd, n, f24, s) VALUES
+        (1, '-0', '-0', '-0', '-0', '-0', '-0', '-0', '-0', 'it''s \\ "x" 😀'),
+        (2, 3.4028234663852886e38, 3.4028234663852886e38, 1e30, 9999.999, 1.7976931348623157e308,
+            999999999.999, 99999999999999999999.99999999999999999999, 16777217, NULL),
+        (3, 1.401298464324817e-45, 1.1754942e-38, 1e-40, -9999.999, 4.9406564584124654e-324,
+            -0.001, -0.00000000000000000001, -1e-45, ''),
+        (4, 1.17549435e-38, 0.1, 0.2, 0.3, 0.1, 0.1, 0.1, 0.7, CONCAT('a', CHAR(0), 'b\n\r', CHAR(26))),
+        (5, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+    CREATE TABLE float_key (f FLOAT NOT NULL, b INT, PRIMARY KEY (f, b));
+    CREATE TABLE float_keyless (f FLOAT, x VARBINARY(20), b BIT(11), b64 BIT(64),
+        e ENUM('', 'it''s', 'ä,b'), st SET('a', '', 'c''d'), y YEAR, j JSON, g GEOMETRY,
+        l VARCHAR(20) CHARACTER SET latin1, u VARCHAR(20) CHARACTER SET utf16,
+        t TIME(6), ts TIMESTAMP(6) NULL, dt DATETIME, da DATE);
+    INSERT INTO float_keyless VALUES
+        (1.1, x'00ff27220a5c', b'10000000001', 18446744073709551615, 0, 0, 0, '{"a": -0.0, "b": [1.5, "x\\"y"]}',
+            ST_GeomFromText('POINT(1 2)'), 'é', 'é😀', '-838:59:59', '1970-01-01 00:00:01',
+            '0000-00-00 00:00:00', '2024-00-00'),
+        (1.1, '', 0, 0, 1, 2, 1901, 'null', NULL, '', '', '00:00:00.000001', '0000-00-00', '9999-12-31 23:59:59', '0000-00-00'),
+        (NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
+    CREATE TABLE doubles (d DOUBLE, x TEXT, dd DOUBLE(5,2));
+    INSERT INTO doubles VALUES ('-0', ',-0,', '-0'), (-1e-308, '(-0,\',-0)', -0.5), (0, '-0', 0);
+    CREATE TABLE enums (e ENUM('', 'a', 'NULL', ' x', '0'), s SET('', '1'));
+    INSERT INTO enums VALUES (0, 0), (1, 1), (2, 2), (3, 3), (4, NULL), ('0', 3), (NULL, 0);
+    CREATE TABLE dates (d DATE NOT NULL DEFAULT '0000-00-00', dt DATETIME DEFAULT '2000-00-01',
+        ts TIMESTAMP NOT NULL DEFAULT '0000-00-00 00:00:00');
+    SET sql_mode = 'ALLOW_INVALID_DATES';
+    INSERT INTO dates VALUES (DEFAULT, DEFAULT, DEFAULT), ('2024-02-30', '0000-00-00', '2024-03-31 02:30:00');
+    SET sql_mode = '';
+    CREATE TABLE `it's ``😀`` -- /*x*/` (`co'l ``;` FLOAT, `😀` INT, KEY `k``😀` (`😀`));
+    INSERT INTO `it's ``😀`` -- /*x*/` VALUES (0.1, 1);
+    CREATE TABLE a (id INT PRIMARY KEY, b_id INT, f FLOAT);
+    CREATE TABLE b (id INT PRIMARY KEY, a_id INT, CONSTRAINT `fk'b` FOREIGN KEY (a_id) REFERENCES a (id));
+    INSERT INTO a VALUES (1, 1, 1.1);
+    INSERT INTO b VALUES (1, 1);
+    ALTER TABLE a ADD CONSTRAINT fka FOREIGN KEY (b_id) REFERENCES b (id);
+    CREATE TRIGGER before_a BEFORE INSERT ON a FOR EACH ROW SET NEW.f = 7;
+    CREATE TABLE keyless (s VARCHAR(10));
+    INSERT INTO keyless VALUES ('x'), ('x'), (NULL);
+    CREATE VIEW v1 AS SELECT id, f FROM a;
+    CREATE VIEW v2 AS SELECT v1.id FROM v1 JOIN floats USING (id);
+    CREATE ALGORITHM = MERGE DEFINER = ghost@nowhere SQL SECURITY INVOKER VIEW `v😀` AS SELECT * FROM v2;
+    CREATE OR REPLACE VIEW v1 AS SELECT a.id, b.a_id, a.f FROM a JOIN b ON a.id = b.id;
+    SET sql_mode = 'PIPES_AS_CONCAT,ANSI_QUOTES,NO_BACKSLASH_ESCAPES';
+    CREATE FUNCTION fn(a INT) RETURNS VARCHAR(50) CHARACTER SET utf8mb4 DETERMINISTIC RETURN 'a\' || a || '"x"';
+    CREATE TRIGGER tr AFTER INSERT ON keyless FOR EACH ROW SET @x = '\' || "NEW".s;
+    SET sql_mode = '';
+    CREATE DEFINER = ghost@'%' PROCEDURE pr() SQL SECURITY INVOKER COMMENT 'it''s' SELECT 1;
+    CREATE EVENT e1 ON SCHEDULE EVERY 1 DAY STARTS '2031-01-01' ON COMPLETION PRESERVE DISABLE COMMENT 'c;' DO DELETE FROM keyless;
+    CREATE EVENT e2 ON SCHEDULE AT '2037-01-01 00:00:00' ENABLE DO SET @y = 'a
+b';
+    CREATE TABLE `s``q 'u"o;t😀e`.f (f FLOAT);
+    INSERT INTO `s``q 'u"o;t😀e`.f VALUES (0.30000001), (-1.17549435e-38)"#;
+
+/// What only MySQL has.
+const ODD_MYSQL: &str = r#"
+    USE odd;
+    SET sql_generate_invisible_primary_key = ON;
+    CREATE TABLE gipk (f FLOAT, hidden FLOAT INVISIBLE DEFAULT 0.3, v VECTOR(3));
+    INSERT INTO gipk (f, v) VALUES (0.1, STRING_TO_VECTOR('[1,2.5,-0]')), (0.1, NULL);
+    CREATE TABLE gipk2 (x INT, i INT INVISIBLE DEFAULT (1 + 1), j INT AS (i * 2) STORED INVISIBLE);
+    INSERT INTO gipk2 VALUES (1), (NULL);
+    SET sql_generate_invisible_primary_key = OFF;
+    CREATE TABLE charsets (f FLOAT, k CHAR(5) CHARACTER SET cp932, s TEXT CHARACTER SET gb18030,
+        p POINT SRID 4326 NOT NULL, SPATIAL KEY (p));
+    INSERT INTO charsets VALUES (1.3, _cp932 x'815f82a0', _gb18030 x'84318236', ST_GeomFromText('POINT(1 2)', 4326));
+    CREATE ROLE r1, r2;
+    GRANT SELECT ON odd.* TO r1 WITH GRANT OPTION;
+    GRANT r1 TO r2 WITH ADMIN OPTION;
+    CREATE USER `🙂`@`10.0.%` IDENTIFIED BY 'x' DEFAULT ROLE r2 REQUIRE SSL WITH MAX_QUERIES_PER_HOUR 5
+        PASSWORD EXPIRE INTERVAL 90 DAY PASSWORD HISTORY 4 PASSWORD REUSE INTERVAL 100 DAY PASSWORD REQUIRE CURRENT
+        FAILED_LOGIN_ATTEMPTS 3 PASSWORD_LOCK_TIME 2 ACCOUNT LOCK COMMENT 'it''s';
+    CREATE USER expired@localhost IDENTIFIED BY 'y' PASSWORD EXPIRE;
+    CREATE USER `o'dd``name`@'%' IDENTIFIED BY 'z' ATTRIBUTE '{"a": 1}';
+    GRANT SELECT (f), UPDATE (f) ON odd.floats TO `o'dd``name`@'%';
+    GRANT EXECUTE ON FUNCTION odd.fn TO expired@localhost;
+    GRANT BACKUP_ADMIN, XA_RECOVER_ADMIN ON *.* TO expired@localhost WITH GRANT OPTION;
+    GRANT PROXY ON expired@localhost TO `o'dd``name`@'%' WITH GRANT OPTION;
+    SET GLOBAL partial_revokes = ON;
+    CREATE USER part@'%' IDENTIFIED BY 'p';
+    GRANT SELECT, INSERT ON *.* TO part@'%';
+    REVOKE INSERT ON odd.* FROM part@'%'"#;
+
+async fn fill(server: &Mysqld, statements: &str) {
+    let mut conn = server.conn().await;
+    conn.query_drop("SET NAMES utf8mb4, sql_mode = ''").await.unwrap();
+    for statement in statements.split(";\n") {
+        conn.query_drop(statement).await.unwrap_or_else(|error| panic!("{error}\n{statement}"));
+    }
+}
+
+/// The bits of every FLOAT and DOUBLE, as the server sends them without making texts of them.
+async fn bits(server: &Mysqld, query: &str) -> Vec<Vec<String>> {
+    let mut conn = server.conn().await;
+    let rows: Vec<mysql_async::Row> = conn.exec(query, ()).await.unwrap();
+    let mut bits: Vec<Vec<String>> = rows
+        .into_iter()
+        .map(|row| row.unwrap().iter().map(|value| format!("{value:?}")).collect())
+        .collect();
+    bits.sort();
+    bits
+}
+
+/// Waits until nothing in the server was created in this very second.
+async fn settle() {
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+}
+
+#[tokio::test]
+async fn an_odd_mysql_server_comes_back_bit_for_bit() {
+    // A thousand partitions are a thousand files otherwise.
+    let source = Mysqld::start(&["--innodb-file-per-table=OFF"]).await;
+    fill(&source, ODD).await;
+    fill(&source, ODD_MYSQL).await;
+    let values: Vec<String> =
+        (1..2000).map(|i| format!("({}e-3, {i})", f64::from(i * i) * 1.000_731)).collect();
+    let values = values.join(",");
+    source.sql(&format!("INSERT INTO odd.float_key VALUES {values}")).await;
+    let partitions = "CREATE TABLE odd.parts (id INT, f FLOAT, PRIMARY KEY (id)) \
+                      PARTITION BY HASH (id) PARTITIONS 1000";
+    source.sql(partitions).await;
+    source.sql("INSERT INTO odd.parts SELECT b, f FROM odd.float_key").await;
+    settle().await;
+    let taken = baseline(&source).await;
+    let then = moment(&source).await;
+    let target = Mysqld::start(&["--innodb-file-per-table=OFF"]).await;
+    target.sql("SET GLOBAL partial_revokes = ON").await;
+    let mut to = running(&target);
+    to.preflight(&needs(&source).await).await.unwrap();
+    to.load(&taken.meta, taken.pieces()).await.unwrap();
+    assert_same(&moment(&target).await, &then);
+    for query in [
+        "SELECT id, f, u, z, fd, d, dd, f24, g, gv FROM odd.floats",
+        "SELECT * FROM odd.float_key",
+        "SELECT * FROM odd.doubles",
+        "SELECT f, hidden FROM odd.gipk",
+        "SELECT * FROM odd.`it's ``😀`` -- /*x*/`",
+    ] {
+        let (left, right) = (bits(&source, query).await, bits(&target, query).await);
+        assert!(!left.is_empty());
+        assert_eq!(left, right, "{query}");
+    }
+    let zeros = bits(&target, "SELECT f, d FROM odd.floats WHERE id = 1").await;
+    assert_eq!(zeros, [["Float(-0.0)", "Double(-0.0)"]]);
+}
