@@ -12,6 +12,7 @@
 mod endpoint;
 pub mod place;
 pub mod digest;
+mod sample;
 mod tls;
 pub mod mysql;
 pub mod redis;

@@ -3,8 +3,11 @@
 //! It asks nothing that needs an answer to think about; that goes over [`super::sql`]. The dump
 //! is `COM_BINLOG_DUMP_GTID` with a file name, a 64-bit position and an empty set, which begins
 //! exactly at that byte (MySQL manual, "COM_BINLOG_DUMP_GTID"; `sql/rpl_binlog_sender.cc`).
+//! MariaDB has `COM_BINLOG_DUMP` with 32 bits, and changes the events for replicas that do not
+//! say that they know all of them (`@mariadb_slave_capability`; `sql/sql_repl.cc`).
 
 use super::auth::{self, ServerError};
+use super::flavor::Flavor;
 use super::packet::{FragmentReader, Packets, receive, send};
 use crate::engine::Endpoint;
 use crate::engine::tls::Stream;
@@ -17,6 +20,10 @@ pub(crate) const HEARTBEAT: Duration = Duration::from_secs(1);
 /// Ask for heartbeats of version 2, which know positions of 64 bits.
 const USE_HEARTBEAT_V2: u16 = 0x02;
 
+/// Ask MariaDB for ANNOTATE_ROWS events: the bytes are those of its file only with them.
+const SEND_ANNOTATE_ROWS: u16 = 0x02;
+
+const COM_BINLOG_DUMP: u8 = 0x12;
 const COM_QUERY: u8 = 0x03;
 const COM_REGISTER_REPLICA: u8 = 0x15;
 const COM_BINLOG_DUMP_GTID: u8 = 0x1e;
@@ -70,6 +77,7 @@ impl Client {
     /// As the server says. That it cannot dump from there comes with the first fragment only.
     pub(crate) async fn dump(
         mut self,
+        flavor: Flavor,
         replica: &Replica,
         file: &str,
         position: u64,
@@ -83,6 +91,10 @@ impl Client {
         let uuid = &replica.uuid;
         self.set(&format!("SET @slave_uuid='{uuid}', @replica_uuid='{uuid}'")).await?;
 
+        if flavor.is_maria() {
+            self.set("SET @mariadb_slave_capability=4").await?;
+        }
+
         let id = replica.server_id.to_le_bytes();
         let mut register = vec![COM_REGISTER_REPLICA];
         register.extend_from_slice(&id);
@@ -90,15 +102,27 @@ impl Client {
         register.extend_from_slice(&[0; 3 + 2 + 4 + 4]);
         self.command(&register).await?;
 
-        let mut dump = vec![COM_BINLOG_DUMP_GTID];
-        dump.extend_from_slice(&USE_HEARTBEAT_V2.to_le_bytes());
-        dump.extend_from_slice(&id);
-        dump.extend_from_slice(&(file.len() as u32).to_le_bytes());
-        dump.extend_from_slice(file.as_bytes());
-        dump.extend_from_slice(&position.to_le_bytes());
-        // An empty set: 8 bytes of its length, of which all are zero.
-        dump.extend_from_slice(&8_u32.to_le_bytes());
-        dump.extend_from_slice(&[0; 8]);
+        let dump = if flavor.is_maria() {
+            let position = u32::try_from(position)
+                .map_err(|_| Error::bug(format!("dump {file}:{position}, beyond 32 bits")))?;
+            let mut dump = vec![COM_BINLOG_DUMP];
+            dump.extend_from_slice(&position.to_le_bytes());
+            dump.extend_from_slice(&SEND_ANNOTATE_ROWS.to_le_bytes());
+            dump.extend_from_slice(&id);
+            dump.extend_from_slice(file.as_bytes());
+            dump
+        } else {
+            let mut dump = vec![COM_BINLOG_DUMP_GTID];
+            dump.extend_from_slice(&USE_HEARTBEAT_V2.to_le_bytes());
+            dump.extend_from_slice(&id);
+            dump.extend_from_slice(&(file.len() as u32).to_le_bytes());
+            dump.extend_from_slice(file.as_bytes());
+            dump.extend_from_slice(&position.to_le_bytes());
+            // An empty set: 8 bytes of its length, of which all are zero.
+            dump.extend_from_slice(&8_u32.to_le_bytes());
+            dump.extend_from_slice(&[0; 8]);
+            dump
+        };
         self.packets.codec_mut().restart();
         send(&mut self.packets, &dump, &self.peer).await?;
         Ok(FragmentReader::new(self.packets, self.peer))

@@ -7,7 +7,7 @@
 //! long and has executed everything that was archived; everything else is a break, with a reason.
 
 use super::executed::Executed;
-use super::flavor::Flavor;
+use super::flavor::{Family, Flavor};
 use super::sql;
 use crate::clock::Timestamp;
 use crate::engine::Endpoint;
@@ -16,8 +16,11 @@ use crate::position::Position;
 use mysql_async::{Conn, Row};
 use std::time::Duration;
 
-/// The oldest server whose transactions say how long they are and when they were committed.
+/// The oldest MySQL whose transactions say how long they are and when they were committed.
 const OLDEST: (u32, u32, u32) = (8, 0, 2);
+
+/// The oldest MariaDB that logs the two halves of an XA transaction.
+const OLDEST_MARIA: (u32, u32, u32) = (10, 5, 0);
 
 /// From here on `SHOW MASTER STATUS` is called `SHOW BINARY LOG STATUS`.
 const NEW_WORDS: (u32, u32, u32) = (8, 2, 0);
@@ -37,14 +40,16 @@ const ASIDE_TIMEOUT: Duration = Duration::from_secs(3);
 pub(crate) struct Facts {
     /// `@@version`.
     pub(crate) version: String,
-    /// `@@server_uuid`.
-    pub(crate) uuid: String,
+    /// Which server that is.
+    pub(crate) flavor: Flavor,
+    /// What makes it this server: see [`identity`].
+    pub(crate) identity: String,
     /// `@@server_id`.
     pub(crate) server_id: u32,
-    /// `@@gtid_executed`.
+    /// `@@gtid_executed`, or MariaDB's `@@gtid_binlog_state`.
     pub(crate) executed: Executed,
     /// `@@gtid_purged`: what it has executed and has in no file, because the file is gone or
-    /// because it was only told so.
+    /// because it was only told so. Nothing with MariaDB, whose files say it all.
     pub(crate) purged: Executed,
     /// The file that it writes, and how far.
     pub(crate) current: (String, u64),
@@ -68,29 +73,78 @@ pub(crate) async fn look(conn: &mut Conn, peer: &str) -> Result<Facts> {
         return Err(Error::refused(format!("{peer} writes no binary log"))
             .hint("start the server with log_bin on"));
     }
-    let ask = "SELECT @@GLOBAL.server_uuid, @@GLOBAL.gtid_mode";
-    let (uuid, gtid_mode): (String, String) = sql::row(conn, peer, ask).await?;
-    if gtid_mode != "ON" {
-        return Err(Error::refused(format!("{peer} has gtid_mode={gtid_mode}, which must be ON"))
-            .hint(
-                "run: SET PERSIST enforce_gtid_consistency=ON; SET PERSIST gtid_mode=OFF_PERMISSIVE; \
-                 SET PERSIST gtid_mode=ON_PERMISSIVE; then, when Ongoing_anonymous_transaction_count \
-                 is 0: SET PERSIST gtid_mode=ON",
-            ));
+    if flavor.is_maria() {
+        check_maria(conn, peer).await?;
+    } else {
+        check_gtid_mode(conn, peer).await?;
     }
-    let ask =
-        if flavor.number >= NEW_WORDS { "SHOW BINARY LOG STATUS" } else { "SHOW MASTER STATUS" };
-    let status = ask;
-    let row: Row = sql::row(conn, peer, status).await?;
+    let identity = identity(conn, peer, flavor).await?;
+    let new_words = !flavor.is_maria() && flavor.number >= NEW_WORDS;
+    let status = if new_words { "SHOW BINARY LOG STATUS" } else { "SHOW MASTER STATUS" };
+    let current = end_of_log(conn, peer, status).await?;
     // The list is read after the current file, so it has that one, unless it was purged since.
     let files: Vec<Row> = sql::rows(conn, peer, "SHOW BINARY LOGS").await?;
     let files = files.iter().map(|row| file(peer, row)).collect::<Result<_>>()?;
-    let current = file(peer, &row)?;
-    let executed = executed(conn, peer).await?;
-    let (purged,): (String,) = sql::row(conn, peer, "SELECT @@GLOBAL.gtid_purged").await?;
-    let purged = purged.parse()?;
+    let executed = executed(conn, peer, flavor).await?;
+    let purged = if flavor.is_maria() {
+        Executed::default()
+    } else {
+        let (purged,): (String,) = sql::row(conn, peer, "SELECT @@GLOBAL.gtid_purged").await?;
+        purged.parse()?
+    };
     let skew_micros = skew(conn, peer).await?;
-    Ok(Facts { version, uuid, server_id, executed, purged, current, skew_micros, status, files })
+    Ok(Facts {
+        version,
+        flavor,
+        identity,
+        server_id,
+        executed,
+        purged,
+        current,
+        skew_micros,
+        status,
+        files,
+    })
+}
+
+async fn check_gtid_mode(conn: &mut Conn, peer: &str) -> Result<()> {
+    let (mode,): (String,) = sql::row(conn, peer, "SELECT @@GLOBAL.gtid_mode").await?;
+    if mode == "ON" {
+        return Ok(());
+    }
+    let refused = Error::refused(format!("{peer} has gtid_mode={mode}, which must be ON"));
+    Err(refused.hint(
+        "run: SET PERSIST enforce_gtid_consistency=ON; SET PERSIST gtid_mode=OFF_PERMISSIVE; \
+         SET PERSIST gtid_mode=ON_PERMISSIVE; then, when Ongoing_anonymous_transaction_count \
+         is 0: SET PERSIST gtid_mode=ON",
+    ))
+}
+
+/// What a MariaDB must not have switched on, as it makes the bytes on the wire others than those
+/// of its files.
+async fn check_maria(conn: &mut Conn, peer: &str) -> Result<()> {
+    let ask = "SHOW GLOBAL VARIABLES WHERE Variable_name IN \
+               ('encrypt_binlog', 'binlog_storage_engine') AND Value NOT IN ('', 'OFF')";
+    let odd: Vec<(String, String)> = sql::rows(conn, peer, ask).await?;
+    let Some((name, value)) = odd.first() else { return Ok(()) };
+    Err(Error::refused(format!("{peer} has {name}={value}: its binlog has no places that hold"))
+        .hint(format!("start the server without {name}; pitr reads a binlog of plain files")))
+}
+
+/// What makes a server this one. MySQL has its `server_uuid`. MariaDB keeps nothing of the kind in
+/// its data: `server_uid` is a hash of its network address and port, and not there before 10.11.
+/// Where it says the same, it still need not be the same data; the bytes of the log prove that.
+pub(crate) async fn identity(conn: &mut Conn, peer: &str, flavor: Flavor) -> Result<String> {
+    if !flavor.is_maria() {
+        let (uuid,): (String,) = sql::row(conn, peer, "SELECT @@GLOBAL.server_uuid").await?;
+        return Ok(uuid);
+    }
+    let ask = "SELECT @@GLOBAL.server_id, @@GLOBAL.hostname, @@GLOBAL.port, @@GLOBAL.datadir";
+    let (id, host, port, datadir): (u32, String, u16, String) = sql::row(conn, peer, ask).await?;
+    let ask = "SHOW GLOBAL VARIABLES LIKE 'server_uid'";
+    let uid: Vec<(String, String)> = sql::rows(conn, peer, ask).await?;
+    let uid = uid.into_iter().next().map_or_else(String::new, |(_, uid)| format!("{uid} "));
+    Ok(format!("{uid}{id}@{host}:{port}{datadir}"))
 }
 
 /// The first two columns of a row that begins with a file and a number.
@@ -101,8 +155,19 @@ fn file(peer: &str, row: &Row) -> Result<(String, u64)> {
     }
 }
 
-async fn executed(conn: &mut Conn, peer: &str) -> Result<Executed> {
-    let (text,): (String,) = sql::row(conn, peer, "SELECT @@GLOBAL.gtid_executed").await?;
+/// The file that the source writes, and how far, as its statement for that says.
+pub(crate) async fn end_of_log(conn: &mut Conn, peer: &str, status: &str) -> Result<(String, u64)> {
+    let row: Row = sql::row(conn, peer, status).await?;
+    file(peer, &row)
+}
+
+async fn executed(conn: &mut Conn, peer: &str, flavor: Flavor) -> Result<Executed> {
+    let ask = if flavor.is_maria() {
+        "SELECT @@GLOBAL.gtid_binlog_state"
+    } else {
+        "SELECT @@GLOBAL.gtid_executed"
+    };
+    let (text,): (String,) = sql::row(conn, peer, ask).await?;
     text.parse()
 }
 
@@ -110,14 +175,19 @@ fn check_version(peer: &str, version: &str) -> Result<Flavor> {
     let Some(flavor) = Flavor::parse(version) else {
         return Err(Error::refused(format!("{peer} gives {version:?} as its version")));
     };
-    if flavor.is_maria() {
-        return Err(Error::refused(format!(
-            "{peer} is {version}: MariaDB cannot be captured by this version of pitr"
-        )));
-    }
-    if flavor.number < OLDEST {
-        return Err(Error::refused(format!("{peer} is MySQL {version}, which is too old"))
-            .hint("its transactions carry no commit times; pitr needs MySQL 8.0.2 or newer"));
+    let (oldest, why) = match flavor.family {
+        Family::MySql => {
+            (OLDEST, "its transactions carry no commit times; pitr needs MySQL 8.0.2 or newer")
+        }
+        Family::MariaDb => {
+            (OLDEST_MARIA, "it does not log XA PREPARE; pitr needs MariaDB 10.5 or newer")
+        }
+    };
+    if flavor.number < oldest {
+        let family = flavor.family;
+        return Err(
+            Error::refused(format!("{peer} is {family} {version}, which is too old")).hint(why)
+        );
     }
     Ok(flavor)
 }
@@ -158,8 +228,11 @@ pub(crate) enum Start {
     },
 }
 
-/// Decides where to begin. `same` is the uuid of the server that the place is known to be of, as
-/// far as this process knows.
+/// Decides where to begin. `same` is the identity of the server that the place is known to be of,
+/// as far as this process knows.
+///
+/// With MariaDB, SQL proves little: another identity may be the same data, and a sequence number
+/// that went back need not be a loss. Whatever SQL leaves open there, the walk has to prove.
 ///
 /// # Errors
 /// Corrupt, if the place asked for makes no sense. Unavailable, if the source does not answer.
@@ -176,12 +249,14 @@ pub(crate) async fn decide(
         .parse()
         .map_err(|error: Error| Error::corrupt(format!("archived position {at}")).source(error))?;
     let broken = |reason: String| Ok(Start::Begin { broken: Some(reason) });
-    if let Some(uuid) = same
-        && uuid != facts.uuid
+    let maria = facts.flavor.is_maria();
+    if let Some(identity) = same
+        && identity != facts.identity
+        && !maria
     {
         return broken(format!(
-            "{peer} is another server now: its server_uuid is {}, it was {uuid}",
-            facts.uuid
+            "{peer} is another server now: its server_uuid is {}, it was {identity}",
+            facts.identity
         ));
     }
     let index = facts.files.iter().position(|(name, _)| *name == at.log);
@@ -196,12 +271,17 @@ pub(crate) async fn decide(
             format!("{peer} has another {}, which is shorter than what was captured", at.log)
         });
     };
-    if let Some(lost) = never_executed(conn, peer, &gtids, &facts.executed).await? {
+    let same = same.is_some_and(|identity| identity == facts.identity);
+    let known = if maria {
+        same && gtids.is_subset(&facts.executed) && u32::try_from(at.offset).is_ok()
+    } else if let Some(lost) = never_executed(conn, peer, &gtids, facts).await? {
         return broken(not_executed(peer, &lost));
-    }
+    } else {
+        same
+    };
     let size = facts.files.get(index).map_or(0, |(_, size)| *size);
     let next = facts.files.get(index + 1).map(|(name, _)| name.clone());
-    Ok(match (same.is_some(), next) {
+    Ok(match (known, next) {
         _ if at.offset == 0 => Start::File { file: at.log.clone(), at, gtids },
         (true, Some(file)) if at.offset == size => Start::File { file, at, gtids },
         (true, _) => Start::Middle { at, gtids },
@@ -221,16 +301,16 @@ async fn never_executed(
     conn: &mut Conn,
     peer: &str,
     gtids: &Executed,
-    executed_before: &Executed,
+    facts: &Facts,
 ) -> Result<Option<Executed>> {
-    let mut lost = gtids.subtract(executed_before);
+    let mut lost = gtids.subtract(&facts.executed);
     let begun = tokio::time::Instant::now();
     while !lost.is_empty() {
         if begun.elapsed() > COMMIT_PATIENCE {
             return Ok(Some(lost));
         }
         tokio::time::sleep(Duration::from_millis(200)).await;
-        lost = gtids.subtract(&executed(conn, peer).await?);
+        lost = gtids.subtract(&executed(conn, peer, facts.flavor).await?);
     }
     Ok(None)
 }
@@ -251,7 +331,8 @@ async fn skew(conn: &mut Conn, peer: &str) -> Result<i64> {
     Ok(best.map_or(0, |(_, skew)| skew))
 }
 
-async fn clock(conn: &mut Conn, peer: &str) -> Result<Timestamp> {
+/// The source's clock.
+pub(crate) async fn clock(conn: &mut Conn, peer: &str) -> Result<Timestamp> {
     // Unlike NOW(), UTC_TIMESTAMP() does not repeat itself when the clocks go back.
     let ask = "SELECT TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6))";
     let (micros,): (i64,) = sql::row(conn, peer, ask).await?;
@@ -289,9 +370,8 @@ impl<'a> Aside<'a> {
                 None => sql::connect(self.endpoint).await?,
             };
             let at = clock(&mut conn, &peer).await?;
-            let row: Row = sql::row(&mut conn, &peer, facts.status).await?;
+            let (file, position) = end_of_log(&mut conn, &peer, facts.status).await?;
             self.conn = Some(conn);
-            let (file, position) = file(&peer, &row)?;
             Ok((at, file, position))
         };
         match tokio::time::timeout(ASIDE_TIMEOUT, ask).await {
@@ -312,7 +392,10 @@ mod tests {
     #[case("26.7.0", true)]
     #[case("8.0.1-dmr", false)]
     #[case("5.7.44-log", false)]
-    #[case("10.11.19-MariaDB-log", false)]
+    #[case("10.11.19-MariaDB-log", true)]
+    #[case("5.5.5-10.5.1-MariaDB", true)]
+    #[case("11.8.3-MariaDB-ubu2404", true)]
+    #[case("10.4.34-MariaDB-log", false)]
     #[case("", false)]
     fn only_servers_that_write_what_is_needed_are_captured(
         #[case] version: &str,

@@ -24,6 +24,7 @@ mod shape;
 mod sql;
 mod stream;
 mod tail;
+mod timing;
 
 pub use client::knock;
 pub(crate) use find::difference;

@@ -15,6 +15,7 @@ use super::executed::Executed;
 use super::join::{Aside, Facts, Start};
 use super::packet::{Fragment, FragmentReader};
 use super::stream::{End, Part, Splitter, Track};
+use super::timing::{LogEnd, Timing};
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
 use crate::position::Position;
@@ -93,6 +94,11 @@ pub(crate) struct Pump<'a> {
     out: &'a mpsc::Sender<Captured>,
     facts: &'a Facts,
     aside: Aside<'a>,
+    timing: Timing,
+    /// How commit times come about.
+    time: TimeSource,
+    /// The source's clock when a commit time was last compared with it.
+    clock: Timestamp,
     hold: Hold,
     expect: Expect,
     splitter: Splitter,
@@ -173,6 +179,7 @@ impl<'a> Pump<'a> {
         out: &'a mpsc::Sender<Captured>,
         facts: &'a Facts,
         aside: Aside<'a>,
+        timing: Timing,
         start: Start,
         same: Option<FileId>,
     ) -> (Self, String, u64) {
@@ -198,6 +205,9 @@ impl<'a> Pump<'a> {
             out,
             facts,
             aside,
+            time: if timing.is_sampled() { TimeSource::Header } else { TimeSource::Commit },
+            timing,
+            clock: Timestamp::from_micros(0),
             hold,
             expect: Expect::Rotate,
             splitter: Splitter::default(),
@@ -269,6 +279,7 @@ impl<'a> Pump<'a> {
                     filled?;
                     heard = Instant::now();
                 }
+                end = self.timing.next() => self.timed(end).await?,
                 () = self.out.closed() => return Err(Stop::Closed),
                 () = tokio::time::sleep_until(due.unwrap_or(heard + SILENCE_LIMIT)) => {
                     if due.is_none() {
@@ -395,9 +406,9 @@ impl<'a> Pump<'a> {
         if self.stored && end != End::Within {
             self.filling.whole = Some(self.track.whole);
             if let End::Record(event) = end {
+                let at = event.immediate_commit_ts.map(|at| self.not_in_the_future(at));
                 let chunk = &mut self.filling.chunk;
                 chunk.records += 1;
-                let at = event.immediate_commit_ts;
                 chunk.last_at = chunk.last_at.max(at);
                 chunk.first_at = match (chunk.first_at, at) {
                     (Some(first), Some(at)) => Some(first.min(at)),
@@ -410,6 +421,29 @@ impl<'a> Pump<'a> {
         }
         if self.filling.room() == 0 {
             self.flush().await?;
+        }
+        Ok(())
+    }
+
+    /// A session may give its events any time (`SET timestamp`); nothing that has come can have been
+    /// committed later than now.
+    fn not_in_the_future(&mut self, at: Timestamp) -> Timestamp {
+        if self.time == TimeSource::Header && at > self.clock {
+            let now = Timestamp::now().as_micros();
+            self.clock = Timestamp::from_micros(now.saturating_add(self.facts.skew_micros));
+            return at.min(self.clock);
+        }
+        at
+    }
+
+    /// The end of the log at an instant has come.
+    async fn timed(&mut self, end: LogEnd) -> Result<(), Stop> {
+        let chunk = &self.filling.chunk;
+        self.timing.note(end, &self.track.log, chunk.start);
+        // Between transactions, with all that came handed over: else it goes with its bytes.
+        let idle = chunk.bytes.is_empty() && self.hold == Hold::Open && !self.track.is_open();
+        if idle && let Some(mark) = self.timing.alive(&self.track.log, self.track.offset) {
+            return self.send(Captured::Alive(mark)).await;
         }
         Ok(())
     }
@@ -471,7 +505,7 @@ impl<'a> Pump<'a> {
     async fn open(&mut self, at: Position, continuity: Continuity) -> Result<(), Stop> {
         self.hold = Hold::Open;
         let server =
-            Server { version: self.facts.version.clone(), identity: self.facts.uuid.clone() };
+            Server { version: self.facts.version.clone(), identity: self.facts.identity.clone() };
         let skew_micros = self.facts.skew_micros;
         self.send(Captured::Opened { server, at, continuity, skew_micros }).await
     }
@@ -500,6 +534,8 @@ impl<'a> Pump<'a> {
                 let beat = Heartbeat::parse(head, body)?;
                 self.heartbeat(&beat).await
             }
+            // Where a replica stands that connects by GTID: it stands in no file.
+            kind::MARIA_GTID_LIST => Ok(()),
             other => {
                 let what = format!("a made-up event of type {other}");
                 Err(self.track.corrupt(&what).into())
@@ -562,7 +598,11 @@ impl<'a> Pump<'a> {
         let same = file == self.track.log;
         if same && position == offset {
             self.stuck = None;
-            return self.mark(at.before(MARGIN)).await;
+            return if self.timing.is_sampled() {
+                Ok(())
+            } else {
+                self.mark(at.before(MARGIN)).await
+            };
         }
         if same && position < offset {
             self.track.forked = true;
@@ -595,13 +635,13 @@ impl<'a> Pump<'a> {
         let (start, len) = (filling.chunk.end(), filling.chunk.bytes.len());
         // A busy source gets whole chunks at once, an idle one no more than it needs.
         let bytes = Vec::with_capacity((2 * len).clamp(4096, CHUNK_BYTES));
-        let next = Chunk { start, bytes, time: TimeSource::Commit, ..Chunk::default() };
+        let next = Chunk { start, bytes, time: self.time, ..Chunk::default() };
         let mut chunk = std::mem::replace(&mut filling.chunk, next);
         // What was kept until the stream was open may be longer; no record ends in its beginning.
         while chunk.bytes.len() > CHUNK_BYTES {
             let rest = chunk.bytes.split_off(CHUNK_BYTES);
             let bytes = std::mem::replace(&mut chunk.bytes, rest);
-            let part = Chunk { start: chunk.start, bytes, ..Chunk::default() };
+            let part = Chunk { start: chunk.start, bytes, time: self.time, ..Chunk::default() };
             chunk.start = part.end();
             self.send(Captured::Chunk(part)).await?;
         }
@@ -610,6 +650,7 @@ impl<'a> Pump<'a> {
             let gtids = self.gtids();
             chunk.whole = Some(Position { gtids, ..Position::new(&self.track.log, offset) });
         }
+        chunk.marks = self.timing.marks(&self.track.log, chunk.start, chunk.end()).await;
         self.send(Captured::Chunk(chunk)).await
     }
 

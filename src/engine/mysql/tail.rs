@@ -16,6 +16,7 @@
 use super::client::{Client, Replica};
 use super::join::{self, Aside, Facts, Start};
 use super::pump::{FileId, Pump, Stop};
+use super::timing::Timing;
 use super::{baseline, locate, sql};
 use crate::engine::{Located, Source, SourceOptions, Work};
 use crate::error::{Error, Result};
@@ -38,8 +39,8 @@ pub struct MysqlSource {
 /// What one connection learns for the next.
 #[derive(Debug, Clone, Default)]
 struct Memory {
-    /// The server that the last stream came from.
-    uuid: Option<String>,
+    /// The identity of the server that the last stream came from.
+    identity: Option<String>,
     /// The file that it was in.
     file: Option<FileId>,
     /// Why that stream cannot be continued.
@@ -73,7 +74,7 @@ impl MysqlSource {
         let memory = self.memory();
         let start = match memory.broken {
             Some(reason) if resume.is_some() => Start::Begin { broken: Some(reason) },
-            _ => join::decide(&mut conn, &peer, &facts, resume, memory.uuid.as_deref()).await?,
+            _ => join::decide(&mut conn, &peer, &facts, resume, memory.identity.as_deref()).await?,
         };
         let stop = self.pump(out, &facts, start, conn).await?;
         let Stop::Broken(reason) = stop else { return end(stop) };
@@ -99,12 +100,19 @@ impl MysqlSource {
             replica.server_id ^= 1;
         }
         let aside = Aside::new(endpoint, Some(conn));
-        let (mut pump, file, position) = Pump::new(out, facts, aside, start, self.memory().file);
+        let timing = if facts.flavor.is_maria() {
+            Timing::start(endpoint, facts, self.options.sample_every)
+        } else {
+            Timing::default()
+        };
+        let (mut pump, file, position) =
+            Pump::new(out, facts, aside, timing, start, self.memory().file);
         let recalled = self.recalled.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some((place, before)) = recalled {
             pump.compare(&place, before);
         }
-        let reader = Client::connect(endpoint).await?.dump(&replica, &file, position).await?;
+        let reader =
+            Client::connect(endpoint).await?.dump(facts.flavor, &replica, &file, position).await?;
         // If this work is dropped on its way, the next connection trusts nothing and walks.
         let before = self.memory();
         self.remember(Memory::default());
@@ -114,7 +122,7 @@ impl MysqlSource {
                 Memory { broken: Some(error.to_string()), ..Memory::default() }
             }
             _ if pump.is_open() => {
-                Memory { uuid: Some(facts.uuid.clone()), file: pump.file(), broken: None }
+                Memory { identity: Some(facts.identity.clone()), file: pump.file(), broken: None }
             }
             _ => Memory { broken: before.broken, ..Memory::default() },
         });

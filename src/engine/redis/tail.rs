@@ -10,10 +10,11 @@
 
 use super::ack::{self, Acks};
 use super::client::{Answer, Link, SILENCE_MAX, Transfer};
-use super::clock::{self, Samples};
+use super::clock::Clock;
 use super::control::{Control, Sample};
 use super::resp::{Kind, Scanner};
 use super::{RedisSource, baseline, history, version};
+use crate::engine::sample::{self, Samples};
 use crate::engine::tls;
 use crate::error::{Context, Error, Result};
 use crate::position::Position;
@@ -81,7 +82,8 @@ pub(super) async fn tail(
     let acks = ack::start(&mut tasks, writer, durable, logs, at.offset, initial);
     let identity = server.identity.clone();
     let every = options.sample_every;
-    let samples = clock::start(&mut tasks, control, options.endpoint.clone(), identity, every);
+    let clock = Clock { control: Some(control), endpoint: options.endpoint.clone(), identity };
+    let samples = sample::start(&mut tasks, clock, options.endpoint.clone(), every);
     if let Some(full) = full {
         full.deliver().await?;
     }
@@ -212,7 +214,7 @@ impl Ending {
 /// The stream, from its first byte on.
 struct Stream {
     reader: ReadHalf<tls::Stream>,
-    samples: Samples,
+    samples: Samples<Sample>,
     acks: Arc<Acks>,
     out: mpsc::Sender<Captured>,
     log: String,
@@ -238,7 +240,7 @@ impl Stream {
     fn new(
         at: &Position,
         reader: ReadHalf<tls::Stream>,
-        samples: Samples,
+        samples: Samples<Sample>,
         acks: Arc<Acks>,
         out: mpsc::Sender<Captured>,
     ) -> Self {

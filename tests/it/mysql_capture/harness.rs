@@ -49,6 +49,7 @@ pub(super) struct Seen {
     pub(super) records: u32,
     pub(super) first_at: Option<Timestamp>,
     pub(super) last_at: Option<Timestamp>,
+    pub(super) marks: Vec<Mark>,
 }
 
 /// Everything that was handed over, by all captures so far.
@@ -114,6 +115,7 @@ impl Kept {
                     records: chunk.records,
                     first_at: chunk.first_at,
                     last_at: chunk.last_at,
+                    marks: chunk.marks,
                 });
                 if let Some(whole) = chunk.whole {
                     assert_eq!(whole.log, self.log);
@@ -274,6 +276,7 @@ impl Capture {
 }
 
 pub(super) async fn status(server: &Mysqld) -> (String, u64) {
-    let row: mysql_async::Row = server.row("SHOW BINARY LOG STATUS").await;
+    let ask = if server.is_mariadb() { "SHOW MASTER STATUS" } else { "SHOW BINARY LOG STATUS" };
+    let row: mysql_async::Row = server.row(ask).await;
     (row.get(0).unwrap(), row.get(1).unwrap())
 }

@@ -2,6 +2,7 @@
 //! over every interruption; and where that cannot be proved, it is said.
 
 mod harness;
+mod mariadb;
 
 use crate::support::Mysqld;
 use bytes::Bytes;

@@ -139,6 +139,11 @@ impl Mysqld {
         self.server_id
     }
 
+    /// Whether it is a MariaDB, of whatever version.
+    pub(crate) fn is_mariadb(&self) -> bool {
+        self.flavour != Flavour::Mysql
+    }
+
     pub(crate) fn pid(&self) -> u32 {
         self.process.as_ref().expect("the server is stopped").pid()
     }

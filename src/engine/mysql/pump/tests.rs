@@ -1,5 +1,6 @@
 use super::*;
 use crate::engine::mysql::event::{artificial_rotate, build, heartbeat_v2};
+use crate::engine::mysql::flavor::Flavor;
 use crate::engine::mysql::packet::{MAX_FRAME, PacketCodec, Packets};
 use crate::engine::mysql::stream::tests::{
     file, format_description, head, previous_gtids, transaction, uuid,
@@ -17,7 +18,8 @@ const LOG: &str = "binlog.000001";
 fn facts(end: u64) -> Facts {
     Facts {
         version: "9.7.4".into(),
-        uuid: "u".into(),
+        flavor: Flavor::parse("9.7.4").unwrap(),
+        identity: "u".into(),
         server_id: 1,
         executed: Executed::default(),
         purged: Executed::default(),
@@ -65,8 +67,14 @@ async fn run(start: Start, facts: &Facts, sent: Vec<Vec<u8>>) -> (Vec<Captured>,
         password: Secret::default(),
         tls: TlsOptions::default(),
     };
-    let (mut pump, asked, position) =
-        Pump::new(&out, facts, Aside::new(&nobody, None), start, Some((LOG.into(), 1)));
+    let (mut pump, asked, position) = Pump::new(
+        &out,
+        facts,
+        Aside::new(&nobody, None),
+        Timing::default(),
+        start,
+        Some((LOG.into(), 1)),
+    );
     assert_eq!((asked.as_str(), position >= 4), (LOG, true));
     let send = async {
         // The other side may have hung up before.
