@@ -26,6 +26,7 @@ mod digest;
 mod export;
 mod instants;
 mod large;
+mod load;
 mod login;
 mod mysql_capture;
 mod mysql_restore;
