@@ -8,7 +8,8 @@ use crate::clock::Timestamp;
 use crate::durable;
 use crate::error::{Class, Context, Error, Result};
 use crate::manifest::{
-    ArchiveMeta, BaselineMeta, EngineKind, FORMAT, Gap, SegmentHeader, SegmentMeta, names,
+    ArchiveMeta, BaselineMeta, EngineKind, FORMAT, Gap, SegmentHeader, SegmentMeta, StrangeEvent,
+    names,
 };
 use crate::plan::{self, History};
 use crate::position::Position;
@@ -211,6 +212,20 @@ impl Archive {
         }
         baselines.sort_by_key(|baseline| baseline.at);
         Ok(baselines)
+    }
+
+    /// Types of events that the log of a source has and this version does not know.
+    ///
+    /// # Errors
+    /// Corrupt, if an object that tells of them is damaged.
+    pub fn strange_events(&self, source: &str) -> Result<Vec<StrangeEvent>> {
+        const LONGEST: u64 = 1 << 20;
+        let names = self.store.list(&format!("{source}/"))?;
+        let read = |name: &String| {
+            let json = self.store.get(name, LONGEST)?;
+            serde_json::from_slice(&json).corrupt(|| format!("read {name}"))
+        };
+        names.iter().filter(|name| names::is_strange_event(name)).map(read).collect()
     }
 
     /// Timeline and number of every open segment of a source, in order.

@@ -12,6 +12,7 @@
 //! final name only when it is complete, and its catalog row only after that.
 
 mod recover;
+mod strange;
 
 use crate::archive::Archive;
 use crate::baseline::{Label, Stored};
@@ -445,6 +446,9 @@ impl Capture {
             self.idle_written = Some(*mark);
         }
         self.origins.extend(&chunk.origins);
+        for (event, offset) in std::mem::take(&mut chunk.strange) {
+            self.note_strange(event, offset)?;
+        }
         let open = match &mut self.open {
             Some(open) => open,
             None => {

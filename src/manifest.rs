@@ -267,6 +267,22 @@ impl BaselineMeta {
     }
 }
 
+/// The log has an event of a type that this version does not know: it is archived as it is, and
+/// whether a restore can apply it is up to the target. One object for each type and timeline.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StrangeEvent {
+    /// The type, as the source's protocol numbers it.
+    pub event: u8,
+    /// Timeline of the log.
+    pub timeline: u32,
+    /// Number of the segment that the first of them is in.
+    pub segment: u64,
+    /// Where the first of them begins: log and offset.
+    pub first: Position,
+    /// When it was seen, by pitr's clock.
+    pub seen_at: Timestamp,
+}
+
 /// A hole in what can be restored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Gap {
@@ -313,6 +329,17 @@ pub mod names {
     /// A baseline. `kind` is `sql` or `rdb`.
     pub fn baseline(begun_at: Timestamp, kind: &str) -> String {
         format!("base-{}.{kind}.zst", begun_at.compact())
+    }
+
+    /// What is known of events of an unknown type in a timeline.
+    pub fn strange_event(source: &str, timeline: u32, event: u8) -> String {
+        format!("{source}/t{timeline:04}/event-{event:03}.json")
+    }
+
+    /// Whether a name is one that [`strange_event`] gives.
+    pub fn is_strange_event(name: &str) -> bool {
+        let file = name.rsplit_once('/').map_or("", |(_, file)| file);
+        file.strip_prefix("event-").and_then(|rest| rest.strip_suffix(".json")).is_some()
     }
 
     /// Timeline and number of a segment's name, and whether it is sealed.

@@ -64,6 +64,9 @@ pub struct Chunk {
     pub marks: Vec<Mark>,
     /// `server_id`s first seen in these bytes since the log was opened, as the events carry them.
     pub origins: Vec<u32>,
+    /// Types of events first seen in these bytes since the log was opened that the engine does not
+    /// know and may not pass over, each with the offset of the first such event.
+    pub strange: Vec<(u8, u64)>,
 }
 
 impl Chunk {

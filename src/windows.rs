@@ -5,7 +5,7 @@ use crate::clock::{Timestamp, Tz, in_zone};
 use crate::config::Config;
 use crate::daemon::{self, SourceStatus};
 use crate::error::Result;
-use crate::manifest::{EngineKind, Gap};
+use crate::manifest::{EngineKind, Gap, StrangeEvent};
 use crate::plan::{self, JointWindow, Window};
 use serde::Serialize;
 
@@ -44,6 +44,9 @@ pub struct SourceReport {
     pub windows: Vec<Window>,
     /// What cannot.
     pub gaps: Vec<GapReport>,
+    /// Types of events in the log that this version does not know.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub strange_events: Vec<StrangeEvent>,
     /// The baselines.
     pub baselines: Vec<BaselineReport>,
 }
@@ -128,6 +131,7 @@ fn report(
         lag_ms: durable_at.map(|at| i64::try_from(now.since(at).as_millis()).unwrap_or(i64::MAX)),
         windows: plan::windows(&history),
         gaps: history.gaps.iter().map(GapReport::of).collect(),
+        strange_events: archive.strange_events(name)?,
         baselines: history
             .baselines
             .iter()
@@ -169,6 +173,10 @@ impl Report {
             for gap in &source.gaps {
                 let (after, before) = (when(gap.after), when(gap.before));
                 out += &format!("    gap {after} .. {before}: {}\n", gap.reason);
+            }
+            for strange in &source.strange_events {
+                let (event, first) = (strange.event, &strange.first);
+                out += &format!("    events of the unknown type {event} from {first} on\n");
             }
             let count = source.baselines.len();
             out += &format!("    {count} baseline{}\n", if count == 1 { "" } else { "s" });

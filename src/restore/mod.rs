@@ -123,6 +123,7 @@ pub struct Job {
     /// What is known beforehand of the records on both sides of the cut.
     last_in: Option<Landing>,
     first_out: Option<Landing>,
+    strange_events: Vec<u8>,
 }
 
 /// What will be done, and nothing done yet.

@@ -76,7 +76,9 @@ pub fn prepare(options: &Options) -> Result<Plan> {
             Some(endpoint) => Destination::Running(endpoint.clone()),
             None => Destination::Folder(into.join(&source.name)),
         };
+        let strange_events = strange_events(&archive, &segments)?;
         plan.jobs.push(Job {
+            strange_events,
             options: source.clone(),
             destination,
             baseline,
@@ -124,6 +126,30 @@ fn to_place(search: &Search<'_>) -> Result<(Timestamp, Way)> {
     let cut = Cut::At(spot.cut);
     let (last_in, first_out) = (spot.last_in, spot.first_out);
     Ok((to, Way { baseline, segments, cut, uncertainty_ms: None, last_in, first_out }))
+}
+
+/// Types of events that the segments may hold and this version does not know. Says so, because
+/// the target's applier will decide what becomes of them.
+fn strange_events(archive: &Archive, segments: &[SegmentMeta]) -> Result<Vec<u8>> {
+    let Some(source) = segments.first().map(|segment| &segment.header.source) else {
+        return Ok(vec![]);
+    };
+    let mut found = Vec::new();
+    for strange in archive.strange_events(source)? {
+        let is_there = segments.iter().any(|SegmentMeta { header, .. }| {
+            header.timeline == strange.timeline && header.number >= strange.segment
+        });
+        if is_there && !found.contains(&strange.event) {
+            tracing::warn!(
+                "{source}: from {} on, the log has events of type {}, which this version does not \
+                 know: the restore fails if the target does not, either",
+                strange.first,
+                strange.event
+            );
+            found.push(strange.event);
+        }
+    }
+    Ok(found)
 }
 
 /// With several sources, an instant that one of them lacks is refused with the nearest instants

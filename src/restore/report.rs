@@ -60,6 +60,10 @@ pub struct SourceReport {
     /// How exactly the instant is known, in ms, where it is known by samples of the clock.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub uncertainty_ms: Option<u64>,
+    /// Types of events in the log that this version does not know: whether they can be applied is
+    /// up to the target.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub strange_events: Vec<u8>,
     /// Records applied.
     pub records: u64,
     /// Raw bytes of the log applied.
@@ -129,6 +133,7 @@ impl Job {
                 Cut::After(_) => None,
             },
             uncertainty_ms: self.uncertainty_ms,
+            strange_events: self.strange_events.clone(),
             records: 0,
             bytes: 0,
             first_applied: None,

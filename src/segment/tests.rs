@@ -57,6 +57,7 @@ fn header(number: u64, start: u64) -> SegmentHeader {
 fn chunk(start: u64, len: u64, whole: Option<u64>) -> Chunk {
     let time = at(start as i64);
     Chunk {
+        strange: vec![],
         start,
         bytes: source_bytes(start, start + len),
         records: whole.map_or(0, |_| 2),

@@ -23,6 +23,7 @@ mod crash;
 mod daemon;
 mod damage;
 mod digest;
+mod events;
 mod export;
 mod instants;
 mod large;

@@ -71,6 +71,13 @@ pub(crate) mod kind {
     pub(crate) const MARIA_UPDATE_ROWS_COMPRESSED: u8 = 170;
     pub(crate) const MARIA_DELETE_ROWS_COMPRESSED: u8 = 171;
     pub(crate) const MARIA_PARTIAL_ROW_DATA: u8 = 172;
+
+    /// Whether a type is one of those above, or one of servers before MySQL 8.0 that stands
+    /// between them.
+    pub(crate) fn is_known(kind: u8) -> bool {
+        matches!(kind, QUERY..=INTVAR | APPEND_BLOCK | DELETE_FILE | RAND..=TABLE_MAP
+            | WRITE_ROWS_V1..=GTID_TAGGED | MARIA_ANNOTATE_ROWS..=MARIA_PARTIAL_ROW_DATA)
+    }
 }
 
 /// Flags in an event's head.
@@ -79,6 +86,8 @@ pub(crate) mod flag {
     pub(crate) const IN_USE: u16 = 0x01;
     /// Made up for the reader: stands in no file.
     pub(crate) const ARTIFICIAL: u16 = 0x20;
+    /// Whoever does not know the type may pass over the event.
+    pub(crate) const IGNORABLE: u16 = 0x80;
 }
 
 /// Whether events end in a CRC32.
@@ -140,6 +149,11 @@ impl Head {
     pub(crate) fn is_artificial(&self) -> bool {
         self.flags & flag::ARTIFICIAL != 0
             || matches!(self.kind, kind::HEARTBEAT | kind::HEARTBEAT_V2)
+    }
+
+    /// Whether the event is of a type that this version does not know, and may not be passed over.
+    pub(crate) fn is_strange(&self) -> bool {
+        !kind::is_known(self.kind) && self.flags & flag::IGNORABLE == 0
     }
 
     /// Whether a transaction begins with this event.

@@ -157,6 +157,8 @@ struct Filling {
     since: Option<Instant>,
     /// All origins seen since the log was opened.
     origins: Vec<u32>,
+    /// All types of events seen since then that are not known.
+    strange: Vec<u8>,
 }
 
 impl Filling {
@@ -164,6 +166,13 @@ impl Filling {
         if self.origins.last() != Some(&server_id) && !self.origins.contains(&server_id) {
             self.origins.push(server_id);
             self.chunk.origins.push(server_id);
+        }
+    }
+
+    fn see_strange(&mut self, kind: u8, offset: u64) {
+        if !self.strange.contains(&kind) {
+            self.strange.push(kind);
+            self.chunk.strange.push((kind, offset));
         }
     }
 
@@ -347,6 +356,9 @@ impl<'a> Pump<'a> {
             self.stored = !matches!(self.hold, Hold::Walk { .. });
             if self.stored {
                 self.filling.see_origin(head.server_id);
+                if head.is_strange() {
+                    self.filling.see_strange(head.kind, self.track.offset);
+                }
             }
         }
         if let Some(proof) = &mut self.proof

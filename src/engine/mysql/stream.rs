@@ -304,6 +304,8 @@ impl Track {
             | kind::IGNORABLE
             | kind::INCIDENT
             | kind::MARIA_BINLOG_CHECKPOINT => Ok(()),
+            // Of a newer server: what it means is for whoever applies it.
+            other if !kind::is_known(other) => Ok(()),
             other => {
                 let what = format!("an event of type {other} outside of a transaction");
                 Err(self.corrupt(&what))

@@ -275,6 +275,10 @@ impl MysqlTarget {
             "gtid_executed is exactly that of the instant, {tables} tables checked, \
              {scheduled} scheduled events in their state"
         );
+        let prepared = check::prepared(self.session()?).await?;
+        if prepared > 0 {
+            said.push_str(&format!(", {prepared} XA transactions prepared (XA RECOVER)"));
+        }
         if let Some(session) = self.session.take() {
             session.disconnect().await.unavailable(|| "close a connection".into())?;
         }

@@ -19,11 +19,13 @@
 mod mysqld;
 mod pitr;
 mod process;
+mod proxy;
 mod redis_server;
 
 pub(crate) use mysqld::{Mariadbd, Mysqld};
 pub(crate) use pitr::{Daemon, Output, Pitr};
 pub(crate) use process::program;
+pub(crate) use proxy::Proxy;
 pub(crate) use redis_server::RedisServer;
 
 use std::time::{Duration, Instant};

@@ -160,6 +160,20 @@ fn what_does_not_fit_together_is_corrupt() {
 }
 
 #[test]
+fn an_event_of_a_newer_server_is_taken_wherever_it_stands() {
+    let c = Checksum::Crc32;
+    let newer = build(head(99), &[1; 30], c);
+    let log = [file(&[vec![9]], c), newer.clone(), transaction(4, &[9], c), newer].concat();
+    let (ends, track) = read(&log, 10).unwrap();
+    assert_eq!(records(&ends).len(), 2);
+    assert_eq!(ends.iter().filter(|(_, end)| *end == End::Outside).count(), 4);
+    assert_eq!(track.whole, 4 + log.len() as u64);
+    assert!(head(99).is_strange() && !head(kind::WRITE_ROWS).is_strange());
+    let ignorable = Head { flags: super::super::event::flag::IGNORABLE, ..head(99) };
+    assert!(!ignorable.is_strange());
+}
+
+#[test]
 fn what_was_never_logged_counts_as_executed_and_is_missed_in_no_list() {
     let mut track = Track::new("binlog.000001", 4, None);
     let unlogged = "3e11fa47-71ca-11e1-9e33-c80aa9429562:1-5";
