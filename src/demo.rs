@@ -11,7 +11,7 @@ use crate::clock::Timestamp;
 use crate::config::Config;
 use crate::daemon;
 use crate::engine::digest::Digest;
-use crate::engine::{Endpoint, mysql, redis};
+use crate::engine::{Apply, Endpoint, mysql, redis};
 use crate::error::{Class, Context, Error, Result};
 use crate::manifest::EngineKind;
 use crate::restore::{self, Goal, Options, Progress};
@@ -106,6 +106,7 @@ async fn show(
         targets: BTreeMap::new(),
         into: Some(into.clone()),
         listen: None,
+        apply: Apply::default(),
     };
     let report = restore::prepare(&options)?.run(&Arc::new(Progress::default())).await?;
     for source in &report.sources {

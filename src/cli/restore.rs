@@ -5,10 +5,10 @@ use crate::archive::Archive;
 use crate::clock::{self, Target, Timestamp, Tz, in_zone};
 use crate::config::{self, Config};
 use crate::daemon;
-use crate::engine::{Endpoint, Secret, SourceOptions};
+use crate::engine::{Apply, Endpoint, Secret, SourceOptions};
 use crate::error::{Class, Context, Error, Result};
 use crate::restore::{self, Goal, Progress};
-use clap::{ArgGroup, Args};
+use clap::{ArgGroup, Args, ValueEnum};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -62,9 +62,33 @@ pub(super) struct RestoreArgs {
     /// Serve the log to targets on this address [default: 127.0.0.1, any port]
     #[arg(long, value_name = "ADDRESS")]
     listen: Option<SocketAddr>,
+    /// How the log goes into a running MySQL: by its own applier, or as statements
+    #[arg(long, value_enum, value_name = "WAY", default_value_t = ApplyWay::Auto)]
+    apply: ApplyWay,
     /// Print what would be done, and stop
     #[arg(long)]
     plan: bool,
+}
+
+/// `--apply`.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum ApplyWay {
+    /// By its applier where the account may make it a replica, else as statements
+    Auto,
+    /// By its own applier, as a replica of pitr
+    Native,
+    /// As statements over one connection: for managed servers
+    Sql,
+}
+
+impl From<ApplyWay> for Apply {
+    fn from(way: ApplyWay) -> Self {
+        match way {
+            ApplyWay::Auto => Self::Auto,
+            ApplyWay::Native => Self::Native,
+            ApplyWay::Sql => Self::Sql,
+        }
+    }
 }
 
 pub(super) fn restore(config: &Config, args: &RestoreArgs, json: bool) -> Result<()> {
@@ -87,6 +111,7 @@ pub(super) fn restore(config: &Config, args: &RestoreArgs, json: bool) -> Result
         targets,
         into: args.into.clone(),
         listen: args.listen,
+        apply: args.apply.into(),
     };
     let plan = match restore::prepare(&options) {
         // What was written a moment ago may not be on disk yet.
@@ -100,7 +125,7 @@ pub(super) fn restore(config: &Config, args: &RestoreArgs, json: bool) -> Result
         plan => plan?,
     };
     let report = if args.plan {
-        plan.report()
+        runtime()?.block_on(plan.look())?
     } else {
         let progress = Arc::new(Progress::default());
         let runtime = runtime()?;

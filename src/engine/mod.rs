@@ -89,6 +89,11 @@ pub trait Target: Send + fmt::Debug {
     /// Unavailable, if it cannot be reached or a tool is missing.
     fn preflight<'a>(&'a mut self, needs: &'a Needs) -> Work<'a, Server>;
 
+    /// After [`Target::preflight`]: the way the log will be applied, where there is a choice.
+    fn way(&self) -> Option<Way> {
+        None
+    }
+
     /// Loads a baseline: the bytes as [`Source::baseline`] gave them.
     fn load<'a>(
         &'a mut self,
@@ -149,6 +154,27 @@ pub enum Destination {
     Folder(PathBuf),
 }
 
+/// How a log is applied to a running server that has an applier of its own.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Apply {
+    /// By the server itself where it can be made a replica, else as statements.
+    #[default]
+    Auto,
+    /// By the server itself, as a replica of pitr.
+    Native,
+    /// As statements over one ordinary connection.
+    Sql,
+}
+
+/// The way that a target's log will be applied.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Way {
+    /// `native` or `sql`.
+    pub apply: &'static str,
+    /// Why this way.
+    pub why: String,
+}
+
 /// Everything that an engine has to know to restore.
 #[derive(Debug, Clone)]
 pub struct TargetOptions {
@@ -160,6 +186,8 @@ pub struct TargetOptions {
     pub destination: Destination,
     /// The address on which pitr serves the log; loopback by default.
     pub listen: Option<std::net::SocketAddr>,
+    /// How the log is applied, where there is a choice.
+    pub apply: Apply,
 }
 /// A source, ready to be captured from. Does not connect yet.
 pub fn open_source(options: SourceOptions) -> Box<dyn Source> {

@@ -18,12 +18,12 @@ use crate::archive::Archive;
 use crate::clock::Timestamp;
 use crate::durable;
 use crate::engine::{
-    Destination, Endpoint, Needs, SourceOptions, Target, TargetOptions, open_target,
+    Apply, Destination, Endpoint, Needs, SourceOptions, Target, TargetOptions, open_target,
 };
 use crate::error::{Class, Context, Error, Result};
 use crate::manifest::{BaselineMeta, SegmentMeta};
 use crate::plan;
-use crate::record::{Cut, Landing};
+use crate::record::{Cut, Landing, Server};
 use crate::store::Local;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -53,6 +53,8 @@ pub struct Options {
     pub into: Option<PathBuf>,
     /// The address on which the log is served; loopback by default.
     pub listen: Option<SocketAddr>,
+    /// How logs are applied to running servers.
+    pub apply: Apply,
 }
 
 /// What a restore goes to.
@@ -136,6 +138,7 @@ pub struct Plan {
     skew_ms: Option<i64>,
     into: PathBuf,
     listen: Option<SocketAddr>,
+    apply: Apply,
     store: Local,
 }
 
@@ -169,6 +172,37 @@ impl Plan {
         }
     }
 
+    /// Looks at the target of a job, and changes nothing.
+    async fn look_at(&self, job: &Job) -> Result<(Box<dyn Target>, Server)> {
+        let mut target = open_target(TargetOptions {
+            name: job.options.name.clone(),
+            engine: job.options.engine,
+            destination: job.destination.clone(),
+            listen: self.listen,
+            apply: self.apply,
+        });
+        let doing = || format!("restore {} into {}", job.options.name, job.target());
+        let needs = self.needs.get(&job.options.name).cloned().unwrap_or_default();
+        let server = target.preflight(&needs).await.map_err(|error| error.context(doing()))?;
+        Ok((target, server))
+    }
+
+    /// Looks at the running servers among the targets, and says what would be done with them.
+    ///
+    /// # Errors
+    /// Refused or unavailable, as the restore itself would be.
+    pub async fn look(&self) -> Result<Report> {
+        let mut report = self.report();
+        for (job, said) in self.jobs.iter().zip(&mut report.sources) {
+            if matches!(job.destination, Destination::Running(_)) {
+                let (target, server) = self.look_at(job).await?;
+                said.target_version = server.version;
+                said.goes(target.way());
+            }
+        }
+        Ok(report)
+    }
+
     /// Does it.
     ///
     /// # Errors
@@ -179,15 +213,7 @@ impl Plan {
         let mut versions = Vec::new();
         for job in &self.jobs {
             feed::verify(&self.store, job, progress).await?;
-            let mut target = open_target(TargetOptions {
-                name: job.options.name.clone(),
-                engine: job.options.engine,
-                destination: job.destination.clone(),
-                listen: self.listen,
-            });
-            let doing = || format!("restore {} into {}", job.options.name, job.target());
-            let needs = self.needs.get(&job.options.name).cloned().unwrap_or_default();
-            let server = target.preflight(&needs).await.map_err(|error| error.context(doing()))?;
+            let (target, server) = self.look_at(job).await?;
             versions.push(server.version);
             targets.push(target);
         }
@@ -201,6 +227,7 @@ impl Plan {
                 .await
                 .map_err(|error| error.context(doing()))?;
             done.target_version = version;
+            done.goes(target.way());
         }
         let path = self.receipt_path();
         report.receipt = Some(path.display().to_string());

@@ -65,6 +65,7 @@ pub fn prepare(options: &Options) -> Result<Plan> {
         skew_ms: None,
         into: into.clone(),
         listen: options.listen,
+        apply: options.apply,
         store: archive.store().clone(),
     };
     let mut skews = Vec::new();

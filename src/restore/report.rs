@@ -4,6 +4,7 @@
 
 use super::Job;
 use crate::clock::Timestamp;
+use crate::engine::Way;
 use crate::manifest::EngineKind;
 use crate::record::{Applied, Cut, Landing};
 use serde::Serialize;
@@ -44,6 +45,12 @@ pub struct SourceReport {
     /// Version of the server restored into.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub target_version: String,
+    /// How the log is applied: `native` by the server itself, `sql` as statements.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub apply: Option<&'static str>,
+    /// Why it is applied that way.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub apply_reason: String,
     /// Version of the server that the baseline was taken from.
     pub source_version: String,
     /// The timeline that the instant is in.
@@ -108,6 +115,16 @@ pub struct Seconds {
     pub total: f64,
 }
 
+impl SourceReport {
+    /// Notes how the log is applied.
+    pub(super) fn goes(&mut self, way: Option<Way>) {
+        if let Some(way) = way {
+            self.apply = Some(way.apply);
+            self.apply_reason = way.why;
+        }
+    }
+}
+
 impl Job {
     pub(super) fn report(&self) -> SourceReport {
         SourceReport {
@@ -115,6 +132,8 @@ impl Job {
             engine: self.options.engine,
             target: self.target(),
             target_version: String::new(),
+            apply: None,
+            apply_reason: String::new(),
             source_version: self.baseline.server.version.clone(),
             timeline: self.baseline.timeline,
             baseline: BaselineReport {

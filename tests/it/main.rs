@@ -16,6 +16,7 @@
     reason = "a test fails by panicking and reports by printing; .clippy.toml knows only #[test]"
 )]
 
+mod apply_sql;
 mod baseline_exact;
 mod cli;
 mod continuity;
@@ -27,7 +28,6 @@ mod events;
 mod export;
 mod instants;
 mod large;
-mod load;
 mod login;
 mod mysql_capture;
 mod mysql_restore;

@@ -84,6 +84,10 @@ pub(crate) mod kind {
 pub(crate) mod flag {
     /// The file was not closed yet (FORMAT_DESCRIPTION only). Never set on the wire.
     pub(crate) const IN_USE: u16 = 0x01;
+    /// The statement is about temporary tables of its connection.
+    pub(crate) const THREAD_SPECIFIC: u16 = 0x04;
+    /// The statement needs no default schema.
+    pub(crate) const SUPPRESS_USE: u16 = 0x08;
     /// Made up for the reader: stands in no file.
     pub(crate) const ARTIFICIAL: u16 = 0x20;
     /// Whoever does not know the type may pass over the event.
@@ -480,6 +484,12 @@ fn parse_tagged(body: &[u8]) -> Option<GtidEvent> {
 /// The beginning of a QUERY event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Query<'a> {
+    /// The connection that ran it.
+    pub(crate) thread_id: u32,
+    /// The error that it ended with; 0 for none.
+    pub(crate) error: u16,
+    /// The session that it ran in (`Q_*` in the server's `statement_events.h`).
+    pub(crate) status: &'a [u8],
     /// The default schema.
     pub(crate) schema: &'a [u8],
     /// The statement, as far as it is in the bytes given.
@@ -494,14 +504,15 @@ impl<'a> Query<'a> {
     pub(crate) fn parse(body: &'a [u8]) -> Result<Self> {
         let mut at = Reader(body);
         let mut parse = || {
-            at.bytes(8)?;
+            let thread_id = at.u32()?;
+            let _seconds = at.u32()?;
             let schema_len = usize::from(at.u8()?);
-            at.u16()?;
+            let error = at.u16()?;
             let status_len = usize::from(at.u16()?);
-            at.bytes(status_len)?;
+            let status = at.bytes(status_len)?;
             let schema = at.bytes(schema_len)?;
             at.u8()?;
-            Some(Self { schema, statement: at.0 })
+            Some(Self { thread_id, error, status, schema, statement: at.0 })
         };
         parse().ok_or_else(|| Error::corrupt("QUERY event: too short"))
     }
@@ -534,7 +545,7 @@ impl<'a> Query<'a> {
             Ok(len) if whole && len as u64 != wanted => return Err(bad("of another length")),
             _ => {}
         }
-        Ok(Self { schema: self.schema, statement: buffer })
+        Ok(Self { statement: buffer, ..self })
     }
 }
 

@@ -303,6 +303,18 @@ impl Token<'_> {
     }
 }
 
+/// Where the DEFINER would stand in an `ALTER EVENT` that has none. The server takes who runs it
+/// then, and does not write that into the statement that it logs.
+pub(super) fn place_of_definer(statement: &[u8]) -> Option<usize> {
+    let mut tokens = Tokens(statement);
+    let mut is = |word: &str| matches!(tokens.next(), Some(Token::Word(found)) if found.eq_ignore_ascii_case(word.as_bytes()));
+    if !is("ALTER") {
+        return None;
+    }
+    let place = statement.len() - tokens.0.len();
+    tokens.skip_words(&["EVENT"]).then_some(place)
+}
+
 /// The tokens of a statement, without comments.
 #[derive(Debug, Clone, Copy)]
 struct Tokens<'a>(&'a [u8]);

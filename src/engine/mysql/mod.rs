@@ -35,6 +35,7 @@ pub use tail::MysqlSource;
 
 // The full copy, and the way back.
 mod accounts;
+mod apply;
 mod ask;
 mod baseline;
 mod check;

@@ -2,18 +2,20 @@
 //!
 //! **Invariant:** every refusal here is given before anything was changed, and says what to do.
 
+use super::apply::way::{self, Facts, Way};
 use super::baseline::{self, SYSTEM_SCHEMAS};
 use super::load::CLIENT;
 use super::{ask, server, tools};
-use crate::engine::{Endpoint, Needs, tls};
+use crate::engine::{Apply, Endpoint, Needs, tls};
 use crate::error::{Class, Context, Error, Result};
 use crate::record::Server;
 use mysql_async::{Conn, Row};
 use std::io::ErrorKind;
 use std::path::Path;
 
-/// What the account needs on a target, each with what stands for it.
-const PRIVILEGES: [&[&str]; 21] = [
+/// What the account needs on a target whichever way the log is applied, each with what stands
+/// for it.
+const PRIVILEGES: [&[&str]; 18] = [
     &["SELECT"],
     &["INSERT"],
     &["UPDATE"],
@@ -31,14 +33,16 @@ const PRIVILEGES: [&[&str]; 21] = [
     &["RELOAD"],
     &["LOCK TABLES"],
     &["REPLICATION CLIENT", "SUPER"],
-    &["REPLICATION SLAVE"],
-    &["REPLICATION_SLAVE_ADMIN", "SUPER"],
-    &["SYSTEM_VARIABLES_ADMIN", "SUPER"],
     &["SET_ANY_DEFINER", "SET_USER_ID"],
 ];
 
-/// Looks at a running server.
-pub(super) async fn running(conn: &mut Conn, needs: &Needs, at: &str) -> Result<Server> {
+/// Looks at a running server, and decides how the log is applied there.
+pub(super) async fn running(
+    conn: &mut Conn,
+    needs: &Needs,
+    asked: Apply,
+    at: &str,
+) -> Result<(Server, Way)> {
     let asking = || format!("ask {at} what it is");
     let facts = "SELECT @@version, @@server_uuid, @@server_id";
     let facts = ask::first::<(String, String, u32)>(conn, facts, asking).await;
@@ -54,20 +58,35 @@ pub(super) async fn running(conn: &mut Conn, needs: &Needs, at: &str) -> Result<
         return Err(Error::refused(format!("{at} is a source of this archive ({identity})"))
             .hint("restore into another server; a source is never written to"));
     }
-    if server_id == 0 || needs.origins.contains(&server_id) {
-        let free = free_server_id(&needs.origins);
-        return Err(Error::refused(format!(
-            "{at} has server_id {server_id}, as servers in the archive have: \
-             it would drop their transactions as its own"
-        ))
-        .hint(format!("SET PERSIST server_id = {free}")));
-    }
     // First, as the other questions need some of them.
-    check_privileges(conn, at).await?;
+    let privileges = check_privileges(conn, at).await?;
     check_empty(conn, at).await?;
-    check_alone(conn, at).await?;
-    check_settings(conn, at).await?;
-    Ok(Server { version, identity })
+    let settings = settings(conn, at).await?;
+    let facts = Facts {
+        gtid_mode_on: settings.gtid_mode == "ON",
+        scheduler_on: settings.scheduler == "ON",
+        ..privileges
+    };
+    check_alone(conn, &facts, at).await?;
+    let way = Way::choose(asked, &facts, at)?;
+    if !way.sql {
+        check_server_id(server_id, needs, at)?;
+        settings.check_gtids(at)?;
+    }
+    settings.check_writable(at)?;
+    Ok((Server { version, identity }, way))
+}
+
+fn check_server_id(server_id: u32, needs: &Needs, at: &str) -> Result<()> {
+    if server_id != 0 && !needs.origins.contains(&server_id) {
+        return Ok(());
+    }
+    let free = free_server_id(&needs.origins);
+    Err(Error::refused(format!(
+        "{at} has server_id {server_id}, as servers in the archive have: \
+         it would drop their transactions as its own"
+    ))
+    .hint(format!("SET PERSIST server_id = {free}")))
 }
 
 /// Looks at a folder and at the programs that are needed to fill it.
@@ -167,12 +186,16 @@ async fn check_empty(conn: &mut Conn, at: &str) -> Result<()> {
 }
 
 /// Neither a replica itself, nor a source of others.
-async fn check_alone(conn: &mut Conn, at: &str) -> Result<()> {
+async fn check_alone(conn: &mut Conn, facts: &Facts, at: &str) -> Result<()> {
     let channels: Vec<Row> =
         ask::rows(conn, "SHOW REPLICA STATUS", || format!("ask {at} for replication")).await?;
     if !channels.is_empty() {
         return Err(Error::refused(format!("{at} is configured as a replica"))
             .hint("STOP REPLICA; RESET REPLICA ALL"));
+    }
+    if facts.lacks_to_replicate.contains(&"REPLICATION SLAVE") {
+        // The account may not see them.
+        return Ok(());
     }
     let replicas: Vec<Row> =
         ask::rows(conn, "SHOW REPLICAS", || format!("ask {at} for its replicas")).await?;
@@ -183,35 +206,57 @@ async fn check_alone(conn: &mut Conn, at: &str) -> Result<()> {
     Ok(())
 }
 
-async fn check_settings(conn: &mut Conn, at: &str) -> Result<()> {
-    let settings: Option<(String, String, bool, bool)> = ask::first(
+/// Settings of a running server.
+#[derive(Debug)]
+struct Settings {
+    gtid_mode: String,
+    consistency: String,
+    scheduler: String,
+    read_only: bool,
+}
+
+async fn settings(conn: &mut Conn, at: &str) -> Result<Settings> {
+    let settings: Option<(String, String, String, bool, bool)> = ask::first(
         conn,
-        "SELECT @@GLOBAL.gtid_mode, @@GLOBAL.enforce_gtid_consistency, \
+        "SELECT @@GLOBAL.gtid_mode, @@GLOBAL.enforce_gtid_consistency, @@GLOBAL.event_scheduler, \
              @@GLOBAL.read_only, @@GLOBAL.super_read_only",
         || format!("read the settings of {at}"),
     )
     .await?;
-    let (gtid_mode, consistency, read_only, super_read_only) =
+    let (gtid_mode, consistency, scheduler, read_only, super_read_only) =
         settings.ok_or_else(|| Error::unavailable(format!("{at} does not show its settings")))?;
-    if gtid_mode != "ON" || consistency != "ON" {
+    let read_only = read_only || super_read_only;
+    Ok(Settings { gtid_mode, consistency, scheduler, read_only })
+}
+
+impl Settings {
+    fn check_gtids(&self, at: &str) -> Result<()> {
+        let Self { gtid_mode, consistency, .. } = self;
+        if gtid_mode == "ON" && consistency == "ON" {
+            return Ok(());
+        }
         let steps = ["OFF", "OFF_PERMISSIVE", "ON_PERMISSIVE", "ON"];
-        let from = steps.iter().position(|step| *step == gtid_mode).unwrap_or(0) + 1;
+        let from = steps.iter().position(|step| step == gtid_mode).unwrap_or(0) + 1;
         let modes = steps.get(from..).unwrap_or_default().iter();
         let statements = std::iter::once("SET PERSIST enforce_gtid_consistency = ON".to_owned())
             .chain(modes.map(|mode| format!("SET PERSIST gtid_mode = {mode}")));
-        return Err(Error::refused(format!(
+        Err(Error::refused(format!(
             "{at} has gtid_mode = {gtid_mode} and enforce_gtid_consistency = {consistency}"
         ))
-        .hint(statements.collect::<Vec<_>>().join("; ")));
+        .hint(statements.collect::<Vec<_>>().join("; ")))
     }
-    if read_only || super_read_only {
-        return Err(Error::refused(format!("{at} is read-only"))
-            .hint("SET GLOBAL super_read_only = OFF; SET GLOBAL read_only = OFF"));
+
+    fn check_writable(&self, at: &str) -> Result<()> {
+        if !self.read_only {
+            return Ok(());
+        }
+        Err(Error::refused(format!("{at} is read-only"))
+            .hint("SET GLOBAL super_read_only = OFF; SET GLOBAL read_only = OFF"))
     }
-    Ok(())
 }
 
-async fn check_privileges(conn: &mut Conn, at: &str) -> Result<()> {
+/// What the account may. Refuses one that may not even load a baseline.
+async fn check_privileges(conn: &mut Conn, at: &str) -> Result<Facts> {
     let refused = |what: String| {
         Error::refused(format!("{at}: the account may not restore: {what}"))
             .hint("connect as an account with ALL ON *.* WITH GRANT OPTION, such as root")
@@ -230,7 +275,11 @@ async fn check_privileges(conn: &mut Conn, at: &str) -> Result<()> {
     if !grants.iter().any(can_grant) {
         return Err(refused("it lacks WITH GRANT OPTION".into()));
     }
-    Ok(())
+    Ok(Facts {
+        lacks_to_replicate: baseline::missing_privileges(conn, &way::TO_REPLICATE).await?,
+        lacks_to_run: baseline::missing_privileges(conn, &way::TO_RUN).await?,
+        ..Facts::default()
+    })
 }
 
 #[cfg(test)]

@@ -7,16 +7,18 @@
 //! **Invariant:** a folder whose restore did not come to its end holds a file that says so, and
 //! a server keeps its replication settings then: neither can be taken for a restored one.
 
-use super::accounts::{self, Account};
+use super::accounts;
+use super::apply::way::Way;
+use super::apply::{self, Names};
 use super::events::States;
 use super::executed::Executed;
-use super::load::{self, Baseline};
+use super::load::{self, Accounts, Baseline, Rights};
 use super::serve::{Identity, ReplaySource};
 use super::server::{LARGEST_PACKET, ScratchServer, Setup};
 use super::walk::Program;
 use super::{ask, check, preflight, replay, sql, tools};
 use crate::durable;
-use crate::engine::{Endpoint, Needs, Target, TargetOptions, Work, tls};
+use crate::engine::{self, Apply, Endpoint, Needs, Target, TargetOptions, Work, tls};
 use crate::error::{Context, Error, Result};
 use crate::manifest::BaselineMeta;
 use crate::record::{Applied, Cut, OpenLog, Server};
@@ -41,11 +43,13 @@ pub struct MysqlTarget {
     needs: Needs,
     session: Option<Conn>,
     globals: Globals,
-    /// Accounts that were left as they are.
-    kept: Vec<Account>,
+    /// Accounts that are not what they were at the source.
+    accounts: Accounts,
     /// What the scheduled events have to be at the end.
     events: Option<States>,
     lower_case_table_names: u8,
+    /// How the log is applied.
+    way: Way,
 }
 
 #[derive(Debug)]
@@ -72,9 +76,10 @@ impl MysqlTarget {
             needs: Needs::default(),
             session: None,
             globals: Globals::default(),
-            kept: vec![],
+            accounts: Accounts::default(),
             events: None,
             lower_case_table_names: 0,
+            way: Way::native("the server is pitr's own"),
         }
     }
 
@@ -113,14 +118,20 @@ impl MysqlTarget {
         preflight::client(needs).await?;
         let at = self.at();
         match &self.place {
+            Place::Folder { .. } if self.options.apply == Apply::Sql => {
+                Err(Error::usage("--apply sql is for running servers")
+                    .hint("name one with --target, or leave --apply away"))
+            }
             Place::Folder { dir, .. } => preflight::folder(dir, needs).await,
             Place::Running(endpoint) => {
                 let mut conn = sql::connect(endpoint).await?;
                 ask::keep_open(&mut conn).await?;
                 ask::run(&mut conn, "SET SESSION autocommit = 1", || "set autocommit".into())
                     .await?;
-                let server = preflight::running(&mut conn, needs, &at).await?;
-                if self.listen().ip().is_loopback() {
+                let asked = self.options.apply;
+                let (server, way) = preflight::running(&mut conn, needs, asked, &at).await?;
+                self.way = way;
+                if !self.way.sql && self.listen().ip().is_loopback() {
                     preflight::same_host(endpoint).await?;
                 }
                 self.session = Some(conn);
@@ -150,7 +161,12 @@ impl MysqlTarget {
             }
             Place::Folder { server: None, .. } => return Err(Error::bug("no scratch server")),
         };
-        self.kept = load::load(baseline, &server, session, &me).await?;
+        let rights = if self.way.admin { Rights::All } else { Rights::Some };
+        self.accounts = load::load(baseline, &server, session, &me, rights).await?;
+        if !self.way.admin || !self.way.gtids {
+            // Its GTIDs stay the target's own.
+            return Ok(());
+        }
         load::take_over_gtids(session, &meta.position.gtids).await
     }
 
@@ -168,6 +184,9 @@ impl MysqlTarget {
         let base: Executed = baseline.position.gtids.parse()?;
         let events = States::read(conn).await?;
         let program = Program { log, cut: cut.clone(), base, events };
+        if self.way.sql {
+            return self.apply_as_sql(&program).await;
+        }
         let mut taken = self.needs.origins.clone();
         taken.push(replica_id);
         let identity = Identity {
@@ -199,6 +218,30 @@ impl MysqlTarget {
         }
     }
 
+    /// Applies the log over an ordinary connection.
+    async fn apply_as_sql(&mut self, program: &Program) -> Result<Applied> {
+        self.make_fast().await?;
+        let names = if self.way.gtids { Names::Kept } else { Names::New };
+        let Place::Running(endpoint) = &self.place else {
+            return Err(Error::bug("a folder's log is applied by its own server"));
+        };
+        let conn = self.session.as_mut().ok_or_else(|| Error::bug("no connection"))?;
+        let before = load::executed(conn).await?;
+        let served = apply::run(program, endpoint, conn, names)
+            .await
+            .map_err(|error| error.context(format!("replay into {endpoint}")))?;
+        self.events = Some(served.events);
+        let mut applied = served.applied;
+        if names == Names::Kept {
+            let mut executed = before;
+            executed.union_with(&served.gtids.subtract(&program.base));
+            applied.gtids = executed.to_string();
+        } else {
+            applied.gtids = load::executed(conn).await?.to_string();
+        }
+        Ok(applied)
+    }
+
     /// Stops what still goes on, and leaves the rest for a look at it.
     async fn leave(&mut self, error: Error) -> Error {
         // The first connection may be in the middle of an answer.
@@ -216,6 +259,9 @@ impl MysqlTarget {
 
     /// Settings for the time of the replay.
     async fn make_fast(&mut self) -> Result<()> {
+        if !self.way.admin {
+            return Ok(());
+        }
         let workers = std::thread::available_parallelism().map_or(4, usize::from).clamp(4, 64);
         let running = matches!(self.place, Place::Running(_));
         let conn = self.session.as_mut().ok_or_else(|| Error::bug("no connection"))?;
@@ -284,10 +330,11 @@ impl MysqlTarget {
         }
         match &mut self.place {
             Place::Running(_) => {
-                for account in &self.kept {
-                    said.push_str(", ");
-                    said.push_str(&account.quoted());
-                    said.push_str(" kept as it was");
+                let kept = self.accounts.kept.iter().map(|account| (account, "kept as it was"));
+                let lacking = self.accounts.lacking.iter();
+                let lacking = lacking.map(|account| (account, "without what only the source may"));
+                for (account, what) in kept.chain(lacking) {
+                    said.push_str(&format!(", {} {what}", account.quoted()));
                 }
             }
             Place::Folder { dir, server } => {
@@ -345,6 +392,10 @@ impl MysqlTarget {
                 }
             }
         }
+        if !self.way.admin {
+            // That no event runs was seen by the preflight.
+            return Ok(());
+        }
         let conn = self.session.as_mut().ok_or_else(|| Error::bug("no connection"))?;
         self.globals.change(conn, "event_scheduler", "OFF").await?;
         self.globals.change(conn, "max_allowed_packet", &LARGEST_PACKET.to_string()).await
@@ -354,6 +405,11 @@ impl MysqlTarget {
 impl Target for MysqlTarget {
     fn preflight<'a>(&'a mut self, needs: &'a Needs) -> Work<'a, Server> {
         Box::pin(self.look(needs))
+    }
+
+    fn way(&self) -> Option<engine::Way> {
+        let apply = if self.way.sql { "sql" } else { "native" };
+        Some(engine::Way { apply, why: self.way.why.clone() })
     }
 
     fn load<'a>(

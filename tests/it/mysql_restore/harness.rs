@@ -113,6 +113,7 @@ pub(crate) fn options(destination: Destination) -> TargetOptions {
         engine: EngineKind::Mysql,
         destination,
         listen: None,
+        apply: pitr::engine::Apply::default(),
     }
 }
 

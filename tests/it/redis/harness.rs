@@ -340,6 +340,7 @@ pub(super) fn options_at(destination: Destination) -> TargetOptions {
         engine: EngineKind::Redis,
         destination,
         listen: None,
+        apply: pitr::engine::Apply::default(),
     }
 }
 

@@ -1,0 +1,127 @@
+//! Which way the log goes into a running target: through its own applier, or as statements.
+//!
+//! **Invariant:** a value: nothing here asks a server.
+
+use crate::engine::Apply;
+use crate::error::{Error, Result};
+
+/// What only a replica needs, each privilege with what stands for it.
+pub(in super::super) const TO_REPLICATE: [&[&str]; 3] = [
+    &["REPLICATION SLAVE"],
+    &["REPLICATION_SLAVE_ADMIN", "SUPER"],
+    &["SYSTEM_VARIABLES_ADMIN", "SUPER"],
+];
+
+/// What only statements need.
+pub(in super::super) const TO_RUN: [&[&str]; 2] = [
+    &["REPLICATION_APPLIER", "BINLOG_ADMIN", "SUPER"],
+    &["SESSION_VARIABLES_ADMIN", "SYSTEM_VARIABLES_ADMIN", "SUPER"],
+];
+
+/// Which way, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in super::super) struct Way {
+    /// Whether the log is applied as statements.
+    pub(in super::super) sql: bool,
+    /// Whether global variables can be set, and with them the GTIDs of the baseline.
+    pub(in super::super) admin: bool,
+    /// Whether transactions keep their GTIDs.
+    pub(in super::super) gtids: bool,
+    /// Why, as the end of a sentence.
+    pub(in super::super) why: String,
+}
+
+/// What is known of a target.
+#[derive(Debug, Clone, Default)]
+pub(in super::super) struct Facts {
+    /// What of [`TO_REPLICATE`] the account lacks.
+    pub(in super::super) lacks_to_replicate: Vec<&'static str>,
+    /// What of [`TO_RUN`] the account lacks.
+    pub(in super::super) lacks_to_run: Vec<&'static str>,
+    /// Whether `gtid_mode` is ON.
+    pub(in super::super) gtid_mode_on: bool,
+    /// Whether scheduled events run.
+    pub(in super::super) scheduler_on: bool,
+}
+
+impl Way {
+    /// Through the target's own applier.
+    pub(in super::super) fn native(why: &str) -> Self {
+        Self { sql: false, admin: true, gtids: true, why: why.into() }
+    }
+
+    /// Decides for the server at `at`.
+    ///
+    /// # Errors
+    /// Refused, if the way that was asked for cannot be gone, or none can.
+    pub(in super::super) fn choose(asked: Apply, facts: &Facts, at: &str) -> Result<Self> {
+        let lacking = facts.lacks_to_replicate.join(", ");
+        let sql = match asked {
+            Apply::Native if !lacking.is_empty() => {
+                return Err(Error::refused(format!(
+                    "{at}: the account cannot make the server a replica: it lacks {lacking}"
+                ))
+                .hint("restore with --apply sql, or grant what is missing"));
+            }
+            Apply::Native => return Ok(Self::native("it was asked for")),
+            Apply::Auto if lacking.is_empty() => {
+                return Ok(Self::native("the account may make the server a replica"));
+            }
+            Apply::Auto => format!("the account cannot make the server a replica: no {lacking}"),
+            Apply::Sql => "it was asked for".to_owned(),
+        };
+        if !facts.lacks_to_run.is_empty() {
+            let lacking = facts.lacks_to_run.join(", ");
+            return Err(Error::refused(format!(
+                "{at}: the account can neither make the server a replica nor apply row events: \
+                 it lacks {lacking}"
+            ))
+            .hint(format!("GRANT {lacking} ON *.* TO CURRENT_USER()")));
+        }
+        let admin = !facts.lacks_to_replicate.contains(&"SYSTEM_VARIABLES_ADMIN");
+        if facts.scheduler_on && !admin {
+            return Err(Error::refused(format!(
+                "{at} runs scheduled events, and the account cannot stop it: they would change \
+                 what is restored"
+            ))
+            .hint("set event_scheduler = OFF on the target for the time of the restore"));
+        }
+        Ok(Self { sql: true, admin, gtids: facts.gtid_mode_on, why: sql })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Class;
+    use rstest::rstest;
+
+    const NO_ADMIN: &[&str] = &["REPLICATION_SLAVE_ADMIN", "SYSTEM_VARIABLES_ADMIN"];
+    const NO_REPLICA: &[&str] = &["REPLICATION_SLAVE_ADMIN"];
+
+    #[rstest]
+    #[case::all(Apply::Auto, &[], &[], false, Some((false, true)))]
+    #[case::asked(Apply::Sql, &[], &[], true, Some((true, true)))]
+    #[case::managed(Apply::Auto, NO_ADMIN, &[], false, Some((true, false)))]
+    #[case::no_replica(Apply::Auto, NO_REPLICA, &[], true, Some((true, true)))]
+    #[case::events_would_run(Apply::Auto, NO_ADMIN, &[], true, None)]
+    #[case::native_impossible(Apply::Native, NO_ADMIN, &[], false, None)]
+    #[case::neither(Apply::Auto, NO_ADMIN, &["REPLICATION_APPLIER"], false, None)]
+    fn the_way_follows_from_what_the_account_may(
+        #[case] asked: Apply,
+        #[case] replicate: &[&'static str],
+        #[case] run: &[&'static str],
+        #[case] scheduler_on: bool,
+        #[case] way: Option<(bool, bool)>,
+    ) {
+        let facts = Facts {
+            lacks_to_replicate: replicate.to_vec(),
+            lacks_to_run: run.to_vec(),
+            gtid_mode_on: true,
+            scheduler_on,
+        };
+        let chosen = Way::choose(asked, &facts, "db");
+        assert_eq!(chosen.as_ref().ok().map(|way| (way.sql, way.admin)), way);
+        assert!(chosen.err().is_none_or(|error| error.class() == Class::Refused));
+    }
+}
