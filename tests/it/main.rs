@@ -28,6 +28,7 @@ mod events;
 mod export;
 mod instants;
 mod large;
+mod load;
 mod login;
 mod mysql_capture;
 mod mysql_restore;

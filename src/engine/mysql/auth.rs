@@ -15,12 +15,14 @@ use super::event::{Reader, put_lenenc};
 use super::packet::{ANSWER_LIMIT, PacketCodec, Packets, receive, send};
 use crate::engine::tls::{self, Stream};
 use crate::engine::{Endpoint, Secret, TlsMode};
-use crate::error::{Class, Error, Result};
+use crate::error::{Class, Context, Error, Result};
 use mysql_common::constants::CapabilityFlags as Caps;
 use plugin::{NONCE_BYTES, answer_salt};
 use rand::Rng;
+use std::path::Path;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::UnixStream;
 use tokio_util::codec::{Decoder, FramedParts};
 
 /// How long a handshake may take.
@@ -229,12 +231,40 @@ pub(crate) async fn connect(endpoint: &Endpoint) -> Result<(Packets<Stream>, Gre
     }
 }
 
-async fn handshake(endpoint: &Endpoint) -> Result<(Packets<Stream>, Greeting)> {
-    let peer = endpoint.to_string();
-    let mut tcp = PacketCodec::new(ANSWER_LIMIT).framed(tls::connect_tcp(endpoint).await?);
-    let first = receive(&mut tcp, &peer).await?;
+/// Connects to a server on this host through its socket file and logs in as `account`, whose
+/// address is not used. Nobody can listen in there, so it counts as encrypted.
+///
+/// # Errors
+/// As [`connect`].
+pub(crate) async fn connect_local(
+    path: &Path,
+    account: &Endpoint,
+) -> Result<(Packets<Stream>, Greeting)> {
+    let peer = path.display().to_string();
+    let login = async {
+        let socket = UnixStream::connect(path).await;
+        let socket: Stream = Box::new(socket.unavailable(|| format!("connect to {peer}"))?);
+        let mut packets = PacketCodec::new(ANSWER_LIMIT).framed(socket);
+        let (greeting, caps) = greeted(&mut packets, &peer).await?;
+        let login = Login { endpoint: account, peer: peer.clone(), secure: true };
+        login.answer(&mut packets, &greeting, caps).await?;
+        login.finish(&mut packets, &greeting).await?;
+        Ok((packets, greeting))
+    };
+    match tokio::time::timeout(HANDSHAKE_TIMEOUT, login).await {
+        Ok(result) => result,
+        Err(_) => Err(Error::unavailable(format!("log in to {peer}: no answer in time"))),
+    }
+}
+
+/// Reads the greeting, and works out what to ask of that server.
+async fn greeted<S>(packets: &mut Packets<S>, peer: &str) -> Result<(Greeting, Caps)>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let first = receive(packets, peer).await?;
     if let Some(error) = ServerError::parse(&first) {
-        return Err(error.for_operator(&peer));
+        return Err(error.for_operator(peer));
     }
     let greeting = Greeting::parse(&first)
         .ok_or_else(|| Error::unavailable(format!("{peer} is no MySQL server")))?;
@@ -245,11 +275,18 @@ async fn handshake(endpoint: &Endpoint) -> Result<(Packets<Stream>, Greeting)> {
             greeting.server_version
         )));
     }
-    let mut caps = needed
+    let caps = needed
         | Caps::CLIENT_LONG_PASSWORD
         | Caps::CLIENT_TRANSACTIONS
         | Caps::CLIENT_SECURE_CONNECTION
         | (greeting.capabilities & Caps::CLIENT_CONNECT_ATTRS);
+    Ok((greeting, caps))
+}
+
+async fn handshake(endpoint: &Endpoint) -> Result<(Packets<Stream>, Greeting)> {
+    let peer = endpoint.to_string();
+    let mut tcp = PacketCodec::new(ANSWER_LIMIT).framed(tls::connect_tcp(endpoint).await?);
+    let (greeting, mut caps) = greeted(&mut tcp, &peer).await?;
     let secure = endpoint.tls.mode != TlsMode::Off;
     let mut packets = if secure {
         if !greeting.capabilities.contains(Caps::CLIENT_SSL) {

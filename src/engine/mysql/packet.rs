@@ -41,10 +41,12 @@ fn frame_head(bytes: &[u8]) -> Option<(usize, u8)> {
     Some((u32::from_le_bytes([a, b, c, 0]) as usize, sequence))
 }
 
-fn put_frame_head(to: &mut BytesMut, len: usize, sequence: &mut u8) {
+/// A frame's head: payload length and sequence number, which counts on.
+pub(crate) fn next_frame_head(len: usize, sequence: &mut u8) -> [u8; FRAME_HEAD] {
     let [a, b, c, _] = (len as u32).to_le_bytes();
-    to.put_slice(&[a, b, c, *sequence]);
+    let head = [a, b, c, *sequence];
     *sequence = sequence.wrapping_add(1);
+    head
 }
 
 fn check_sequence(expected: &mut u8, found: u8) -> io::Result<()> {
@@ -73,17 +75,17 @@ impl PacketCodec {
 
     /// Begins a new exchange: the next packet, in either direction, has number 0.
     pub(crate) fn restart(&mut self) {
-        self.expect(0);
-    }
-
-    /// Has the next packet have this number.
-    pub(crate) fn expect(&mut self, sequence: u8) {
-        self.sequence = sequence;
+        self.sequence = 0;
     }
 
     /// The number that the next packet has.
     pub(crate) fn sequence(&self) -> u8 {
         self.sequence
+    }
+
+    /// Goes on behind frames that were written past this codec.
+    pub(crate) fn go_on_at(&mut self, sequence: u8) {
+        self.sequence = sequence;
     }
 }
 
@@ -217,7 +219,7 @@ impl Framer {
 
     fn next_frame(&mut self, to: &mut BytesMut) {
         let len = usize::try_from(self.behind).unwrap_or(MAX_FRAME).min(MAX_FRAME);
-        put_frame_head(to, len, &mut self.sequence);
+        to.put_slice(&next_frame_head(len, &mut self.sequence));
         self.frame_left = len;
         self.full = len == MAX_FRAME;
         self.behind -= len as u64;

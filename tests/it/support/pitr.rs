@@ -92,9 +92,18 @@ impl Pitr {
 
     /// The same, with these variables in its environment.
     pub(crate) fn spawn_run_with(&self, variables: &[(&str, &str)]) -> Daemon {
+        self.spawn_with(&["run"], variables)
+    }
+
+    /// Starts a command and leaves it running.
+    pub(crate) fn spawn(&self, args: &[&str]) -> Daemon {
+        self.spawn_with(args, &[])
+    }
+
+    fn spawn_with(&self, args: &[&str], variables: &[(&str, &str)]) -> Daemon {
         let mut command = self.command();
         command.envs(variables.iter().copied());
-        command.arg("run");
+        command.args(args);
         Daemon { process: Process::spawn(command, &self.dir().join("daemon.log")) }
     }
 }
@@ -147,7 +156,7 @@ impl Output {
     }
 }
 
-/// A running `pitr run`. Killed when dropped.
+/// A running `pitr run`, or another command. Killed when dropped.
 #[derive(Debug)]
 pub(crate) struct Daemon {
     process: Process,
@@ -193,11 +202,20 @@ impl Daemon {
         self.status_bytes("VmHWM:")
     }
 
+    /// The same, unless it has ended.
+    pub(crate) fn rss_bytes_max_if_running(&self) -> Option<u64> {
+        self.status("VmHWM:").ok()
+    }
+
     fn status_bytes(&self, key: &str) -> u64 {
+        self.status(key).unwrap_or_else(|text| panic!("no {key} in {text}"))
+    }
+
+    fn status(&self, key: &str) -> Result<u64, String> {
         let path = format!("/proc/{}/status", self.pid());
-        let text = std::fs::read_to_string(&path).unwrap();
+        let text = std::fs::read_to_string(&path).map_err(|error| format!("{path}: {error}"))?;
         let line = text.lines().find_map(|line| line.strip_prefix(key));
         let kib = line.and_then(|rest| rest.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok());
-        kib.unwrap_or_else(|| panic!("no {key} in {path}:\n{text}")) * 1024
+        kib.map(|kib| kib * 1024).ok_or(text)
     }
 }

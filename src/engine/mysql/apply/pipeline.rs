@@ -244,7 +244,7 @@ impl Answers {
 
     async fn answer(&mut self, due: &Due) -> Result<()> {
         // Numbers have one byte.
-        self.packets.decoder_mut().expect(due.frames as u8);
+        self.packets.decoder_mut().go_on_at(due.frames as u8);
         match due.replies {
             Replies::Counted(statements) => {
                 for index in 0..statements {

@@ -1,21 +1,25 @@
-//! A baseline on its way into a target: the dump through the `mysql` client, then the accounts.
+//! A baseline on its way into a target: the dump over several connections, then the accounts.
 //!
 //! Nothing that is loaded gets into the target's binlog or takes a GTID of the target.
 //!
-//! **Invariant:** a baseline counts as loaded only if its own last line was read, the client
-//! ended well, and every statement for every account was taken.
+//! **Invariant:** a baseline counts as loaded only if its own last line was read, and the server
+//! took every statement of the dump and every one for every account.
+
+mod create;
+mod lane;
+mod split;
+mod statement;
+mod tables;
 
 use super::accounts::{self, Account, SYSTEM_ACCOUNTS};
 use super::ask;
-use super::baseline::{ACCOUNT_MARK, ACCOUNTS_MARK, CLIENT_PACKAGE, END_MARK, Facts, HEAD_MARK};
+use super::baseline::{ACCOUNT_MARK, ACCOUNTS_MARK, END_MARK, Facts, HEAD_MARK};
 use super::executed::Executed;
-use super::tools::{self, OptionFile};
+use super::tools;
 use crate::error::{Context, Error, Result};
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use mysql_async::Conn;
 use std::collections::BTreeSet;
-use std::process::Stdio;
-use tokio::io::AsyncWriteExt;
 use tokio::sync::mpsc;
 
 /// The client program.
@@ -25,15 +29,6 @@ const HEAD_BYTES: usize = 64 << 10;
 /// The accounts of a server must fit into this many bytes.
 const ACCOUNTS_BYTES: usize = 256 << 20;
 
-/// What a dump must not depend on, and what keeps it out of the target's history. The dump's own
-/// head sets the rest.
-const PREAMBLE: &str = "SET SESSION sql_log_bin = 0;\n\
-    SET SESSION autocommit = 1;\n\
-    SET SESSION innodb_strict_mode = OFF;\n\
-    /*!80013 SET SESSION sql_require_primary_key = OFF */;\n\
-    /*!80030 SET SESSION sql_generate_invisible_primary_key = OFF */;\n\
-    /*!80400 SET SESSION restrict_fk_on_non_standard_key = OFF */;\n";
-
 /// A baseline's bytes, taken apart at its marks.
 #[derive(Debug)]
 pub(super) struct Baseline {
@@ -42,6 +37,9 @@ pub(super) struct Baseline {
     held: BytesMut,
     facts: Facts,
     mark: String,
+    /// What stands between the dump and the accounts.
+    accounts_mark: Vec<u8>,
+    sql_ended: bool,
 }
 
 impl Baseline {
@@ -66,7 +64,8 @@ impl Baseline {
             parsed.ok_or_else(|| Error::corrupt("the baseline is not one of MySQL, version 1"))?;
         let facts =
             serde_json::from_str(facts).corrupt(|| "read the first line of the baseline".into())?;
-        Ok(Self { pieces, held, facts, mark: mark.to_owned() })
+        let accounts_mark = format!("\n{ACCOUNTS_MARK}{mark}\n").into_bytes();
+        Ok(Self { pieces, held, facts, mark: mark.to_owned(), accounts_mark, sql_ended: false })
     }
 
     /// What is known about the source.
@@ -74,26 +73,26 @@ impl Baseline {
         &self.facts
     }
 
-    /// Feeds the dump to the client, and gives what stands behind it.
-    async fn feed(&mut self, into: &mut (impl AsyncWriteExt + Unpin)) -> Result<Fed> {
-        let needle = format!("\n{ACCOUNTS_MARK}{}\n", self.mark).into_bytes();
-        loop {
-            if let Some(at) = find(&self.held, &needle) {
+    /// The next bytes of the dump; nothing behind its last ones.
+    async fn sql(&mut self) -> Result<Option<Bytes>> {
+        while !self.sql_ended {
+            if let Some(at) = memchr::memmem::find(&self.held, &self.accounts_mark) {
                 let sql = self.held.split_to(at);
-                let _mark = self.held.split_to(needle.len());
-                return Ok(write(into, &sql).await);
+                self.held.advance(self.accounts_mark.len());
+                self.sql_ended = true;
+                return Ok(Some(sql.freeze()));
             }
             // The mark may have begun in the last bytes.
-            let ready = self.held.len().saturating_sub(needle.len());
-            let sql = self.held.split_to(ready);
-            if write(into, &sql).await == Fed::ClientGone {
-                return Ok(Fed::ClientGone);
+            let ready = self.held.len().saturating_sub(self.accounts_mark.len());
+            if ready > 0 {
+                return Ok(Some(self.held.split_to(ready).freeze()));
             }
             match self.pieces.recv().await.transpose()? {
                 Some(piece) => self.held.extend_from_slice(&piece),
                 None => return Err(Error::corrupt("the baseline ends before its accounts")),
             }
         }
+        Ok(None)
     }
 
     /// The account statements, each with its account.
@@ -111,30 +110,6 @@ impl Baseline {
             .strip_suffix(&end)
             .ok_or_else(|| Error::corrupt("the baseline ends before its last line"))?;
         parse_accounts(text)
-    }
-}
-
-#[derive(Debug, PartialEq, Eq)]
-enum Fed {
-    All,
-    ClientGone,
-}
-
-async fn write(into: &mut (impl AsyncWriteExt + Unpin), bytes: &[u8]) -> Fed {
-    // Why it is gone, its exit status and its last words tell.
-    if into.write_all(bytes).await.is_ok() { Fed::All } else { Fed::ClientGone }
-}
-
-fn find(hay: &[u8], needle: &[u8]) -> Option<usize> {
-    let first = needle.first()?;
-    let mut from = 0;
-    loop {
-        let rest = hay.get(from..)?;
-        let at = from + rest.iter().position(|byte| byte == first)?;
-        if hay.get(at..)?.starts_with(needle) {
-            return Some(at);
-        }
-        from = at + 1;
     }
 }
 
@@ -158,7 +133,7 @@ fn parse_accounts(text: &str) -> Result<Vec<(Option<Account>, String)>> {
 /// Loads a baseline into an empty server. Gives the accounts that were left as they are.
 ///
 /// # Errors
-/// Those of the pieces. Unavailable, with the client's words, if a statement is not taken.
+/// Those of the pieces. Unavailable, with the server's words, if a statement is not taken.
 pub(super) async fn load(
     mut baseline: Baseline,
     server: &tools::Server<'_>,
@@ -166,7 +141,9 @@ pub(super) async fn load(
     keep: &Account,
     rights: Rights,
 ) -> Result<Accounts> {
-    run_client(&mut baseline, server).await?;
+    tables::load(&mut baseline, server, conn)
+        .await
+        .map_err(|error| error.context("load the baseline"))?;
     let statements = baseline.accounts().await?;
     apply_accounts(conn, &statements, keep, rights).await
 }
@@ -188,41 +165,6 @@ pub(super) struct Accounts {
     pub(super) kept: Vec<Account>,
     /// Those that lack something, because the server did not allow it.
     pub(super) lacking: BTreeSet<Account>,
-}
-
-async fn run_client(baseline: &mut Baseline, server: &tools::Server<'_>) -> Result<()> {
-    let options = OptionFile::create(server)?;
-    let mut child = options
-        .command(CLIENT)
-        .args(["--binary-mode", "--batch", "--comments", "--skip-reconnect"])
-        .args(["--default-character-set=utf8mb4", "--max-allowed-packet=1G"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .spawn()
-        .map_err(|error| tools::start_error(CLIENT, CLIENT_PACKAGE, error))?;
-    let (Some(mut stdin), Some(stderr)) = (child.stdin.take(), child.stderr.take()) else {
-        return Err(Error::bug("a child without pipes"));
-    };
-    let stderr = tokio::spawn(tools::last_words(stderr));
-    let mut fed = write(&mut stdin, PREAMBLE.as_bytes()).await;
-    if fed == Fed::All {
-        // On an error here the child is dropped, and with it killed, before its input ends: what
-        // it has of an unfinished statement is never run.
-        fed = baseline.feed(&mut stdin).await?;
-    }
-    drop(stdin);
-    let status = child.wait().await.unavailable(|| format!("wait for {CLIENT}"))?;
-    let stderr = stderr.await.unwrap_or_default();
-    if !status.success() {
-        return Err(tools::failed(CLIENT, status, &stderr).context("load the baseline"));
-    }
-    if fed == Fed::ClientGone {
-        return Err(Error::unavailable(format!("{CLIENT} ended before the dump did: {stderr}")));
-    }
-    if !stderr.is_empty() {
-        tracing::warn!("{CLIENT}: {stderr}");
-    }
-    Ok(())
 }
 
 async fn apply_accounts(
@@ -343,7 +285,9 @@ mod tests {
         let mut baseline = opened(TEXT, piece).await.unwrap();
         assert_eq!(baseline.facts().version, "9.7.4");
         let mut sql = Vec::new();
-        assert_eq!(baseline.feed(&mut sql).await.unwrap(), Fed::All);
+        while let Some(bytes) = baseline.sql().await.unwrap() {
+            sql.extend_from_slice(&bytes);
+        }
         assert_eq!(sql, b"SELECT '\n-- pitr: accounts abd\n';\n");
         let account = Account { user: "a".into(), host: "%".into() };
         let expected =
@@ -356,7 +300,7 @@ mod tests {
         for len in 0..TEXT.len() {
             let read = async {
                 let mut baseline = opened(TEXT.get(..len).unwrap(), 50).await?;
-                baseline.feed(&mut Vec::new()).await?;
+                while baseline.sql().await?.is_some() {}
                 baseline.accounts().await
             };
             assert_eq!(read.await.unwrap_err().class(), Class::Corrupt, "cut at {len}");
