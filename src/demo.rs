@@ -107,6 +107,8 @@ async fn show(
         into: Some(into.clone()),
         listen: None,
         apply: Apply::default(),
+        databases: vec![],
+        clean: vec![],
     };
     let report = restore::prepare(&options)?.run(&Arc::new(Progress::default())).await?;
     for source in &report.sources {

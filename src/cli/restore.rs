@@ -26,6 +26,7 @@ Examples:
   pitr restore --to '2024-05-01 05:00' --tz Europe/Berlin --into /srv/restored
   pitr restore --to '10 minutes ago' --source shop-mysql \\
       --target shop-mysql=mysql://root@127.0.0.1:3307
+  pitr restore --source shop-mysql --to latest --database orders --database customers
   pitr restore --source shop-mysql --to-position binlog.000007:4711
   pitr restore --source shop-mysql --before 3e11fa47-71ca-11e1-9e33-c80aa9429562:23
 
@@ -50,12 +51,20 @@ pub(super) struct RestoreArgs {
     /// Only this source (repeatable); without it, all
     #[arg(long, value_name = "NAME")]
     source: Vec<String>,
+    /// Restore only this database of a MySQL or MariaDB source (repeatable). Everything is replayed,
+    /// so it is exact; the other databases are dropped at the end
+    #[arg(long, value_name = "NAME")]
+    database: Vec<String>,
     /// Restore this source into a running, empty server (repeatable)
     #[arg(long, value_name = "NAME=URL")]
     target: Vec<String>,
     /// Password of a target, in a file (repeatable)
     #[arg(long, value_name = "NAME=FILE")]
     target_password_file: Vec<String>,
+    /// Clean this source's target first: drop everything there. Only if an interrupted restore left
+    /// it half filled (repeatable)
+    #[arg(long, value_name = "NAME")]
+    clean_target: Vec<String>,
     /// Restore into fresh folders DIR/NAME [default: ./restored-<instant>]
     #[arg(long, value_name = "DIR")]
     into: Option<PathBuf>,
@@ -112,7 +121,12 @@ pub(super) fn restore(config: &Config, args: &RestoreArgs, json: bool) -> Result
         into: args.into.clone(),
         listen: args.listen,
         apply: args.apply.into(),
+        databases: args.database.clone(),
+        clean: args.clean_target.clone(),
     };
+    if let Some(name) = args.clean_target.iter().find(|name| !options.targets.contains_key(*name)) {
+        return Err(Error::usage(format!("--clean-target {name}, which has no --target")));
+    }
     let plan = match restore::prepare(&options) {
         // What was written a moment ago may not be on disk yet.
         Err(error) if error.class() == Class::Gap && matches!(options.to, Goal::Place { .. }) => {
@@ -134,7 +148,7 @@ pub(super) fn restore(config: &Config, args: &RestoreArgs, json: bool) -> Result
                 report = plan.run(&progress) => report,
                 () = until_stopped() => {
                     Err(Error::new(Class::Interrupted, "the restore was interrupted")
-                        .hint("what was restored so far is unfinished: remove it and start again"))
+                        .hint("run the same restore again: it starts anew"))
                 }
                 () = show_progress(Arc::clone(&progress)) => Err(Error::bug("progress ended")),
             }

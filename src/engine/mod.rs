@@ -10,6 +10,8 @@
 //! [`Continuity::Broken`]: crate::record::Continuity::Broken
 
 mod endpoint;
+mod guard;
+mod unfinished;
 pub mod place;
 pub mod digest;
 mod sample;
@@ -188,7 +190,12 @@ pub struct TargetOptions {
     pub listen: Option<std::net::SocketAddr>,
     /// How the log is applied, where there is a choice.
     pub apply: Apply,
+    /// The only databases to be restored; all, if there are none here.
+    pub databases: Vec<String>,
+    /// Whether a running server that an interrupted restore left half filled is cleaned first.
+    pub clean: bool,
 }
+
 /// A source, ready to be captured from. Does not connect yet.
 pub fn open_source(options: SourceOptions) -> Box<dyn Source> {
     match options.engine {

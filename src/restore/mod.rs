@@ -55,6 +55,11 @@ pub struct Options {
     pub listen: Option<SocketAddr>,
     /// How logs are applied to running servers.
     pub apply: Apply,
+    /// The only databases to be restored, of one MySQL source; all, if there are none here.
+    pub databases: Vec<String>,
+    /// Names of sources whose targets are cleaned first, if an interrupted restore left them half
+    /// filled.
+    pub clean: Vec<String>,
 }
 
 /// What a restore goes to.
@@ -139,6 +144,8 @@ pub struct Plan {
     into: PathBuf,
     listen: Option<SocketAddr>,
     apply: Apply,
+    databases: Vec<String>,
+    clean: Vec<String>,
     store: Local,
 }
 
@@ -166,6 +173,7 @@ impl Plan {
             },
             before: matches!(self.goal, Goal::Place { before: true, .. }),
             plan: true,
+            databases: self.databases.clone(),
             skew_ms: self.skew_ms,
             receipt: None,
             sources: self.jobs.iter().map(Job::report).collect(),
@@ -173,13 +181,15 @@ impl Plan {
     }
 
     /// Looks at the target of a job, and changes nothing.
-    async fn look_at(&self, job: &Job) -> Result<(Box<dyn Target>, Server)> {
+    async fn look_at(&self, job: &Job, clean: bool) -> Result<(Box<dyn Target>, Server)> {
         let mut target = open_target(TargetOptions {
             name: job.options.name.clone(),
             engine: job.options.engine,
             destination: job.destination.clone(),
             listen: self.listen,
             apply: self.apply,
+            databases: self.databases.clone(),
+            clean,
         });
         let doing = || format!("restore {} into {}", job.options.name, job.target());
         let needs = self.needs.get(&job.options.name).cloned().unwrap_or_default();
@@ -195,7 +205,7 @@ impl Plan {
         let mut report = self.report();
         for (job, said) in self.jobs.iter().zip(&mut report.sources) {
             if matches!(job.destination, Destination::Running(_)) {
-                let (target, server) = self.look_at(job).await?;
+                let (target, server) = self.look_at(job, false).await?;
                 said.target_version = server.version;
                 said.goes(target.way());
             }
@@ -213,7 +223,8 @@ impl Plan {
         let mut versions = Vec::new();
         for job in &self.jobs {
             feed::verify(&self.store, job, progress).await?;
-            let (target, server) = self.look_at(job).await?;
+            let clean = self.clean.contains(&job.options.name);
+            let (target, server) = self.look_at(job, clean).await?;
             versions.push(server.version);
             targets.push(target);
         }

@@ -28,6 +28,7 @@ pub fn prepare(options: &Options) -> Result<Plan> {
             .hint("name an empty server that is not captured"));
         }
     }
+    check_databases(options)?;
     let mut histories = Vec::new();
     for source in &options.sources {
         histories.push(archive.history(&source.name, source.engine)?);
@@ -66,6 +67,8 @@ pub fn prepare(options: &Options) -> Result<Plan> {
         into: into.clone(),
         listen: options.listen,
         apply: options.apply,
+        databases: options.databases.clone(),
+        clean: options.clean.clone(),
         store: archive.store().clone(),
     };
     let mut skews = Vec::new();
@@ -94,6 +97,22 @@ pub fn prepare(options: &Options) -> Result<Plan> {
         plan.skew_ms = Some((most - least) / 1000);
     }
     Ok(plan)
+}
+
+/// Whether the databases named can be those of the only source.
+fn check_databases(options: &Options) -> Result<()> {
+    let of_mysql =
+        |source: &SourceOptions| source.engine == EngineKind::Mysql && options.sources.len() == 1;
+    if !options.databases.is_empty() && !options.sources.first().is_some_and(of_mysql) {
+        return Err(Error::usage("databases are those of one MySQL or MariaDB source")
+            .hint("name it with --source"));
+    }
+    let own = ["mysql", "information_schema", "performance_schema", "sys"];
+    match options.databases.iter().find(|name| own.contains(&name.to_lowercase().as_str())) {
+        Some(name) => Err(Error::usage(format!("{name} is the server's own database"))
+            .hint("accounts are restored whatever databases are chosen")),
+        None => Ok(()),
+    }
 }
 
 /// What leads one source to the goal.

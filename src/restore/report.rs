@@ -23,6 +23,9 @@ pub struct Report {
     /// Whether the record at that place was to be left out.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub before: bool,
+    /// The only databases that are restored; without it, all.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub databases: Vec<String>,
     /// Whether this only says what would be done.
     pub plan: bool,
     /// The largest difference between the clocks of the sources when they were captured.

@@ -27,6 +27,7 @@ mod digest;
 mod events;
 mod export;
 mod instants;
+mod interrupted;
 mod large;
 mod load;
 mod login;

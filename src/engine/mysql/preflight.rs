@@ -4,14 +4,13 @@
 
 use super::apply::way::{self, Facts, Way};
 use super::baseline::{self, SYSTEM_SCHEMAS};
+use super::half::Half;
 use super::load::CLIENT;
 use super::{ask, server, tools};
 use crate::engine::{Apply, Endpoint, Needs, tls};
 use crate::error::{Class, Context, Error, Result};
 use crate::record::Server;
 use mysql_async::{Conn, Row};
-use std::io::ErrorKind;
-use std::path::Path;
 
 /// What the account needs on a target whichever way the log is applied, each with what stands
 /// for it.
@@ -36,12 +35,14 @@ const PRIVILEGES: [&[&str]; 18] = [
     &["SET_ANY_DEFINER", "SET_USER_ID"],
 ];
 
-/// Looks at a running server, and decides how the log is applied there.
+/// Looks at a running server, and decides how the log is applied there. What an interrupted
+/// restore left is taken away, if that is wanted.
 pub(super) async fn running(
     conn: &mut Conn,
     needs: &Needs,
     asked: Apply,
     at: &str,
+    clean: bool,
 ) -> Result<(Server, Way)> {
     let asking = || format!("ask {at} what it is");
     let facts = "SELECT @@version, @@server_uuid, @@server_id";
@@ -60,6 +61,13 @@ pub(super) async fn running(
     }
     // First, as the other questions need some of them.
     let privileges = check_privileges(conn, at).await?;
+    match Half::look(conn).await? {
+        Some(half) if clean => {
+            half.clean(conn).await.map_err(|error| error.context(format!("clean {at}")))?;
+        }
+        Some(half) => return Err(half.refusal(at)),
+        None => {}
+    }
     check_empty(conn, at).await?;
     let settings = settings(conn, at).await?;
     let facts = Facts {
@@ -89,21 +97,8 @@ fn check_server_id(server_id: u32, needs: &Needs, at: &str) -> Result<()> {
     .hint(format!("SET PERSIST server_id = {free}")))
 }
 
-/// Looks at a folder and at the programs that are needed to fill it.
-pub(super) async fn folder(dir: &Path, needs: &Needs) -> Result<Server> {
-    match std::fs::read_dir(dir).map(|mut entries| entries.next().is_none()) {
-        Ok(true) => {}
-        Ok(false) => {
-            return Err(Error::refused(format!("{} is not empty", dir.display()))
-                .hint("name another folder with --into, or move this one away"));
-        }
-        Err(error) if error.kind() == ErrorKind::NotFound => {}
-        Err(error) => {
-            return Err(
-                Error::new(Class::Refused, format!("look into {}", dir.display())).source(error)
-            );
-        }
-    }
+/// Looks at the programs that are needed to fill a folder.
+pub(super) async fn folder(needs: &Needs) -> Result<Server> {
     let version = tools::program_version(server::PROGRAM, server::PACKAGE).await?;
     check_version(&format!("{} on PATH", server::PROGRAM), &version, needs)?;
     Ok(Server { version, identity: String::new() })

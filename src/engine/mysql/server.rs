@@ -11,6 +11,7 @@
 use super::ask;
 use super::tools::{self, PrivateDir};
 use crate::engine::Secret;
+use crate::engine::guard::Guard;
 use crate::error::{Context, Error, Result};
 use mysql_async::{Conn, OptsBuilder};
 use std::os::unix::fs::MetadataExt;
@@ -57,6 +58,7 @@ pub(super) struct Setup {
 #[derive(Debug)]
 pub(super) struct ScratchServer {
     child: Child,
+    guard: Option<Guard>,
     runtime: PrivateDir,
     user: String,
     password: Secret,
@@ -81,7 +83,9 @@ impl ScratchServer {
         let child = command(setup, &runtime)
             .spawn()
             .map_err(|error| tools::start_error(PROGRAM, PACKAGE, error))?;
-        let mut server = Self { child, runtime, user: "root".into(), password: Secret::default() };
+        let guard = Guard::over(&child)?;
+        let mut server =
+            Self { child, guard, runtime, user: "root".into(), password: Secret::default() };
         let mut root = server.wait_until_ready().await?;
         server.make_admin(&mut root).await?;
         Ok(server)
@@ -116,6 +120,8 @@ impl ScratchServer {
         ask::run(&mut conn, "SET GLOBAL innodb_fast_shutdown = 1", doing).await?;
         ask::run(&mut conn, format!("DROP USER '{}'@'localhost'", self.user), doing).await?;
         ask::run(&mut conn, "SHUTDOWN", doing).await?;
+        // It ends by itself from here on, whatever becomes of us.
+        self.guard = None;
         drop(conn);
         match tokio::time::timeout(SHUTDOWN, self.child.wait()).await {
             Ok(Ok(status)) if status.success() => Ok(()),
@@ -180,12 +186,14 @@ impl ScratchServer {
 }
 
 async fn initialize(setup: &Setup) -> Result<()> {
-    let output = base_command(setup)
+    let child = base_command(setup)
         .arg("--initialize-insecure")
         .stderr(Stdio::piped())
-        .output()
-        .await
+        .spawn()
         .map_err(|error| tools::start_error(PROGRAM, PACKAGE, error))?;
+    let guard = Guard::over(&child)?;
+    let output = child.wait_with_output().await.unavailable(|| format!("wait for {PROGRAM}"))?;
+    drop(guard);
     if output.status.success() {
         return Ok(());
     }

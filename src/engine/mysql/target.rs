@@ -12,13 +12,14 @@ use super::apply::way::Way;
 use super::apply::{self, Names};
 use super::events::States;
 use super::executed::Executed;
+use super::half::Half;
 use super::load::{self, Accounts, Baseline, Rights};
 use super::serve::{Identity, ReplaySource};
 use super::server::{LARGEST_PACKET, ScratchServer, Setup};
 use super::walk::Program;
-use super::{ask, check, preflight, replay, sql, tools};
+use super::{ask, check, only, preflight, replay, sql, tools};
 use crate::durable;
-use crate::engine::{self, Apply, Endpoint, Needs, Target, TargetOptions, Work, tls};
+use crate::engine::{self, Apply, Endpoint, Needs, Target, TargetOptions, Work, tls, unfinished};
 use crate::error::{Context, Error, Result};
 use crate::manifest::BaselineMeta;
 use crate::record::{Applied, Cut, OpenLog, Server};
@@ -28,12 +29,12 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use tokio::sync::mpsc;
 
-/// The file in a folder that is not restored to its end.
-const UNFINISHED: &str = "UNFINISHED.txt";
 /// The data directory within a folder.
 const DATA: &str = "data";
 /// Within a folder, where the log waits to be applied.
 const RELAY: &str = "relay";
+/// What a restore makes in a folder, besides the mark of one that is not finished.
+const OWN: [&str; 2] = [DATA, RELAY];
 
 /// A MySQL server on its way to an earlier state.
 #[derive(Debug)]
@@ -55,7 +56,7 @@ pub struct MysqlTarget {
 #[derive(Debug)]
 enum Place {
     Running(Endpoint),
-    Folder { dir: PathBuf, server: Option<ScratchServer> },
+    Folder { dir: PathBuf, server: Option<Box<ScratchServer>> },
 }
 
 impl MysqlTarget {
@@ -122,14 +123,17 @@ impl MysqlTarget {
                 Err(Error::usage("--apply sql is for running servers")
                     .hint("name one with --target, or leave --apply away"))
             }
-            Place::Folder { dir, .. } => preflight::folder(dir, needs).await,
+            Place::Folder { dir, .. } => {
+                unfinished::check(dir, &OWN)?;
+                preflight::folder(needs).await
+            }
             Place::Running(endpoint) => {
                 let mut conn = sql::connect(endpoint).await?;
                 ask::keep_open(&mut conn).await?;
                 ask::run(&mut conn, "SET SESSION autocommit = 1", || "set autocommit".into())
                     .await?;
-                let asked = self.options.apply;
-                let (server, way) = preflight::running(&mut conn, needs, asked, &at).await?;
+                let (asked, clean) = (self.options.apply, self.options.clean);
+                let (server, way) = preflight::running(&mut conn, needs, asked, &at, clean).await?;
                 self.way = way;
                 if !self.way.sql && self.listen().ip().is_loopback() {
                     preflight::same_host(endpoint).await?;
@@ -163,6 +167,10 @@ impl MysqlTarget {
         };
         let rights = if self.way.admin { Rights::All } else { Rights::Some };
         self.accounts = load::load(baseline, &server, session, &me, rights).await?;
+        if !self.options.databases.is_empty() {
+            // Better now than after the replay; one may still be made there.
+            only::check_foreign_keys(session, &self.options.databases).await?;
+        }
         if !self.way.admin || !self.way.gtids {
             // Its GTIDs stay the target's own.
             return Ok(());
@@ -308,7 +316,10 @@ impl MysqlTarget {
         let scheduled = events.put_in_force(&mut other).await?;
         other.disconnect().await.unavailable(|| "close a connection".into())?;
         let running = matches!(self.place, Place::Running(_));
+        let databases = std::mem::take(&mut self.options.databases);
         let conn = self.session()?;
+        let kept =
+            if databases.is_empty() { None } else { Some(only::keep(conn, &databases).await?) };
         let tables = check::everything(conn, &applied.gtids.parse()?).await?;
         if running {
             // What was committed under looser settings is made durable before those come back.
@@ -325,6 +336,7 @@ impl MysqlTarget {
         if prepared > 0 {
             said.push_str(&format!(", {prepared} XA transactions prepared (XA RECOVER)"));
         }
+        said.extend(kept.map(|kept| format!(", {kept}")));
         if let Some(session) = self.session.take() {
             session.disconnect().await.unavailable(|| "close a connection".into())?;
         }
@@ -344,7 +356,7 @@ impl MysqlTarget {
                 std::fs::remove_dir_all(&relay)
                     .unavailable(|| format!("remove {}", relay.display()))?;
                 durable::sync_dir(&dir.join(DATA))?;
-                durable::remove(&dir.join(UNFINISHED))?;
+                unfinished::end(dir)?;
                 said.push_str(", shut down in order; start it with mysqld --datadir=");
                 let data = std::path::absolute(dir.join(DATA))
                     .unavailable(|| format!("find the path of {}", dir.display()))?;
@@ -364,9 +376,7 @@ impl MysqlTarget {
         self.lower_case_table_names = facts.lower_case_table_names;
         match &mut self.place {
             Place::Folder { dir, server } => {
-                durable::create_dir_all(dir)?;
-                let note = "This restore has not come to its end: the data here is not usable.\n";
-                durable::replace(&dir.join(UNFINISHED), note.as_bytes())?;
+                unfinished::begin(dir, &OWN)?;
                 durable::create_dir_all(&dir.join(RELAY))?;
                 let setup = Setup {
                     data: dir.join(DATA),
@@ -376,7 +386,7 @@ impl MysqlTarget {
                     partial_revokes: facts.partial_revokes,
                     server_id: preflight::free_server_id(&self.needs.origins),
                 };
-                let started = server.insert(ScratchServer::start(&setup).await?);
+                let started = server.insert(Box::new(ScratchServer::start(&setup).await?));
                 let mut conn = started.connect().await?;
                 ask::keep_open(&mut conn).await?;
                 self.session = Some(conn);
@@ -386,6 +396,9 @@ impl MysqlTarget {
                 let conn =
                     self.session.as_mut().ok_or_else(|| Error::bug("no preflight was made"))?;
                 check_names(conn, &at, facts.lower_case_table_names).await?;
+                if self.way.admin {
+                    self.globals.half = Some(Half::begin(conn, &self.options.name).await?);
+                }
                 if facts.partial_revokes {
                     // It stays on: with partial revokes in force it cannot be switched off.
                     set_global(conn, "partial_revokes", "ON").await?;
@@ -456,7 +469,11 @@ async fn set_global(conn: &mut Conn, name: &str, value: &str) -> Result<()> {
 
 /// Global variables that were changed for the time of the restore.
 #[derive(Debug, Default)]
-struct Globals(Vec<(String, String)>);
+struct Globals {
+    before: Vec<(String, String)>,
+    /// Where a running server keeps them, too.
+    half: Option<Half>,
+}
 
 impl Globals {
     /// Changes one and remembers what it was.
@@ -471,8 +488,11 @@ impl Globals {
         if before == value || before == "DISABLED" {
             return Ok(());
         }
+        if let Some(half) = &mut self.half {
+            half.note_global(conn, name, &before).await?;
+        }
         set_global(conn, name, value).await?;
-        self.0.push((name.to_owned(), before));
+        self.before.push((name.to_owned(), before));
         Ok(())
     }
 
@@ -486,9 +506,9 @@ impl Globals {
         if known.is_empty() { Ok(()) } else { self.change(conn, name, value).await }
     }
 
-    /// Puts all of them back, the last one first.
+    /// Puts all of them back, the last one first: then the restore has come to its end.
     async fn put_back(&mut self, conn: &mut Conn) -> Result<()> {
-        while let Some((name, value)) = self.0.pop() {
+        while let Some((name, value)) = self.before.pop() {
             let quoted = if value.bytes().all(|b| b.is_ascii_digit()) {
                 value
             } else {
@@ -496,6 +516,9 @@ impl Globals {
             };
             set_global(conn, &name, &quoted).await?;
         }
-        Ok(())
+        match self.half.take() {
+            Some(_) => Half::end(conn).await,
+            None => Ok(()),
+        }
     }
 }

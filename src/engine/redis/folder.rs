@@ -11,7 +11,8 @@
 //! server that loads it takes no key for expired meanwhile, so the data becomes what it was.
 //! Each file is loaded from database 0 on, so each begins with a SELECT.
 //!
-//! **Invariant:** nothing is written into a folder that holds anything, and `finish` says `Ok`
+//! **Invariant:** nothing is written into a folder that holds anything but what an interrupted
+//! restore left, and `finish` says `Ok`
 //! only after everything was read back from disk and was found whole.
 
 use super::client::encode;
@@ -19,7 +20,7 @@ use super::rdb;
 use super::replay::Replay;
 use super::resp::{Kind, Scanner};
 use crate::durable;
-use crate::engine::{Needs, Target, TargetOptions, Work};
+use crate::engine::{Needs, Target, TargetOptions, Work, unfinished};
 use crate::error::{Class, Context, Error, Result};
 use crate::manifest::BaselineMeta;
 use crate::record::{Applied, Cut, OpenLog, Server};
@@ -32,6 +33,9 @@ use tokio::io::AsyncWriteExt;
 use tokio::sync::mpsc;
 
 const APPEND_DIR: &str = "appendonlydir";
+/// What a restore makes in a folder, besides the mark of one that is not finished.
+const OWN: [&str; 3] = [APPEND_DIR, CONF, "redis.tmp"];
+const CONF: &str = "redis.conf";
 const MANIFEST: &str = "appendonly.aof.manifest";
 const BASE: &str = "appendonly.aof.1.base.rdb";
 
@@ -75,15 +79,7 @@ impl RedisFolder {
             return Err(Error::usage(format!("{dir}: redis.conf cannot hold such a path"))
                 .hint("restore into a folder whose path is plain UTF-8"));
         }
-        match std::fs::read_dir(&self.dir) {
-            Ok(mut entries) => match entries.next() {
-                None => Ok(()),
-                Some(_) => Err(Error::refused(format!("{dir} is not empty"))
-                    .hint("restore into a folder that does not exist yet")),
-            },
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(error).class(Class::Refused, || format!("restore into {dir}")),
-        }
+        unfinished::check(&self.dir, &OWN)
     }
 
     async fn write_base(
@@ -92,6 +88,7 @@ impl RedisFolder {
         mut pieces: mpsc::Receiver<Result<Bytes>>,
     ) -> Result<()> {
         self.check_fresh()?;
+        unfinished::begin(&self.dir, &OWN)?;
         durable::create_dir_all(&self.append_dir())?;
         let mut base = Output::create(self.append_dir().join(BASE)).await?;
         let mut check = rdb::Check::new();
@@ -160,7 +157,7 @@ impl RedisFolder {
         durable::create(&self.append_dir().join(MANIFEST), manifest.as_bytes())?;
         durable::sync_dir(&self.append_dir())?;
         let conf = self.configuration()?;
-        durable::create(&self.dir.join("redis.conf"), conf.as_bytes())?;
+        durable::create(&self.dir.join(CONF), conf.as_bytes())?;
         // The name of the folder itself must be as durable as what is in it.
         self.dir.parent().filter(|p| !p.as_os_str().is_empty()).map_or(Ok(()), durable::sync_dir)
     }
@@ -214,6 +211,7 @@ databases {databases}
             ));
         }
         let valid = check_with_server(&self.append_dir().join(MANIFEST)).await?;
+        unfinished::end(&self.dir)?;
         let server = if valid { "; redis-check-aof found it valid" } else { "" };
         Ok(format!(
             "the baseline and all {records} records were read back from {}{server}",

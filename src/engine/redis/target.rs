@@ -24,6 +24,10 @@ use tokio::time::Instant;
 /// the `repl-timeout` of 60 s after which it would give us up.
 const PING_AFTER: Duration = Duration::from_secs(5);
 
+/// How the replication ids begin that we make up, so that a target that was left half restored is
+/// known: `pitr` in hexadecimal digits.
+const REPLID_HEAD: &str = "70697472";
+
 /// How long an incomplete record may be to be held back until its end is seen.
 const HELD_MAX: usize = 1 << 20;
 
@@ -91,7 +95,18 @@ impl RedisServer {
             return Err(refused("is in cluster mode, which knows no REPLICAOF".into())
                 .hint("restore with --into and start the folder, or into a server of its own"));
         }
-        check_role(&control.info("replication").await?).map_err(refused)?;
+        let replication = control.info("replication").await?;
+        if is_half_restored(&replication) {
+            let port = at.port;
+            return Err(refused(
+                "is half restored: an attempt did not come to its end, and nobody feeds it any more"
+                    .into(),
+            )
+            .hint(format!(
+                "empty it: redis-cli -p {port} REPLICAOF NO ONE && redis-cli -p {port} FLUSHALL"
+            )));
+        }
+        check_role(&replication).map_err(refused)?;
         if control.setting("tls-replication").await.as_deref() == Some("yes") {
             return Err(refused("wants its master to speak TLS, which pitr does not do".into())
                 .hint(format!(
@@ -119,7 +134,7 @@ impl RedisServer {
         let (ip, port) = (master.address.ip().to_string(), master.address.port().to_string());
         let () = control.ask(&["REPLICAOF", &ip, &port]).await?;
         let mut replica = master.accept().await?;
-        let replid = format!("{:032x}{:08x}", rand::random::<u128>(), rand::random::<u32>());
+        let replid = format!("{REPLID_HEAD}{:032x}", rand::random::<u128>());
         replica.begin_copy(&replid, baseline.bytes_raw).await?;
         let mut check = rdb::Check::new();
         // The last piece goes only once the file is known to be sound: a target that gets less
@@ -316,9 +331,18 @@ impl Target for RedisServer {
 }
 
 /// Whether the fields of INFO replication are those of a master without replicas.
+/// Whether it is the replica of a pitr that has ended: it tells so by the id of what it was sent.
+fn is_half_restored(replication: &HashMap<String, String>) -> bool {
+    let is = |key: &str, value: &str| replication.get(key).is_some_and(|found| found == value);
+    let sent = replication.get("master_replid").is_some_and(|id| id.starts_with(REPLID_HEAD));
+    is("role", "slave") && is("master_link_status", "down") && sent
+}
+
 fn check_role(replication: &HashMap<String, String>) -> Result<(), String> {
     if replication.get("role").is_none_or(|role| role != "master") {
-        return Err("is a replica of another server".into());
+        return Err(
+            "is a replica of another server (REPLICAOF NO ONE makes it one of its own)".into()
+        );
     }
     match replication.get("connected_slaves").map(String::as_str) {
         Some("0") | None => Ok(()),

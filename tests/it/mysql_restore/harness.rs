@@ -114,6 +114,8 @@ pub(crate) fn options(destination: Destination) -> TargetOptions {
         destination,
         listen: None,
         apply: pitr::engine::Apply::default(),
+        databases: vec![],
+        clean: false,
     }
 }
 

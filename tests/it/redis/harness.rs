@@ -341,6 +341,8 @@ pub(super) fn options_at(destination: Destination) -> TargetOptions {
         destination,
         listen: None,
         apply: pitr::engine::Apply::default(),
+        databases: vec![],
+        clean: false,
     }
 }
 

@@ -1,0 +1,223 @@
+//! A restore that is killed at any moment can be run again, and brings everything back.
+
+use crate::instants::until_windows;
+use crate::support::{Mysqld, Pitr, RedisServer, eventually};
+use ::redis::AsyncCommands;
+use mysql_async::prelude::Queryable;
+use pitr::engine::{mysql, redis};
+use std::path::Path;
+use std::process::Child;
+use std::time::Duration;
+
+/// How long a moment of a restore is waited for.
+const MOMENT: Duration = Duration::from_secs(90);
+
+fn restore(pitr: &Pitr, args: &[&str]) -> Child {
+    pitr.command().args(["restore", "--to", "latest"]).args(args).spawn().unwrap()
+}
+
+/// SIGKILL, unless it has ended already.
+fn kill(mut child: Child) {
+    assert!(child.try_wait().unwrap().is_none(), "it ended before the moment came");
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+/// The processes that have this text among their arguments.
+fn processes_with(text: &str) -> Vec<u32> {
+    let mut found = vec![];
+    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        let arguments = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        if String::from_utf8_lossy(&arguments).contains(text) {
+            found.push(pid);
+        }
+    }
+    found
+}
+
+async fn nobody_works_in(dir: &Path) {
+    let text = dir.display().to_string();
+    eventually("the scratch server is gone", Duration::from_secs(20), async || {
+        processes_with(&text).is_empty().then_some(())
+    })
+    .await;
+}
+
+/// An archive with a baseline and `rows` transactions behind it.
+async fn archived(rows: u32) -> (Mysqld, Pitr) {
+    let source = Mysqld::start(&["--sync-binlog=0", "--innodb-flush-log-at-trx-commit=0"]).await;
+    source
+        .sql(
+            "CREATE DATABASE shop; CREATE TABLE shop.n (id INT PRIMARY KEY, s VARBINARY(2000));
+             CREATE USER app@'%' IDENTIFIED BY 'first'; GRANT SELECT ON shop.* TO app@'%'",
+        )
+        .await;
+    let pitr = Pitr::new(&[("shop-mysql", source.url())]);
+    pitr.run(&["init"]).await.ok();
+    let mut daemon = pitr.spawn_run();
+    until_windows(&pitr, &mut daemon).await;
+    let mut conn = source.conn().await;
+    for id in 0..rows {
+        conn.query_drop(format!("INSERT INTO shop.n VALUES ({id}, RANDOM_BYTES(1000))"))
+            .await
+            .unwrap();
+    }
+    conn.query_drop("CREATE USER later@'%' IDENTIFIED BY 'x'").await.unwrap();
+    eventually("everything is in the archive", Duration::from_secs(30), async || {
+        let plan = ["restore", "--plan", "--source", "shop-mysql", "--to-position"];
+        let gtids = source.gtid_executed().await;
+        (pitr.run(&[&plan[..], &[&gtids]].concat()).await.code() == Some(0)).then_some(())
+    })
+    .await;
+    daemon.terminate(Duration::from_secs(20)).await;
+    (source, pitr)
+}
+
+async fn assert_same(source: &Mysqld, restored: &Mysqld) {
+    let of = async |server: &Mysqld| {
+        let mut conn = server.conn().await;
+        let content = mysql::digest::digest(&mut conn).await.unwrap();
+        (content, mysql::digest::digest_accounts(&mut conn).await.unwrap())
+    };
+    let (then, now) = (of(source).await, of(restored).await);
+    assert_eq!(now.0.diff(&then.0), [""; 0]);
+    assert_eq!(now.1.diff(&then.1), [""; 0]);
+    assert_eq!(restored.gtid_executed().await, source.gtid_executed().await);
+}
+
+#[tokio::test]
+async fn a_mysql_folder_whose_restore_was_killed_is_cleared_and_made_anew() {
+    let (source, pitr) = archived(1500).await;
+    let dir = pitr.dir().join("out/shop-mysql");
+    let relayed = || {
+        let files = std::fs::read_dir(dir.join("relay")).into_iter().flatten().flatten();
+        files.filter_map(|file| file.metadata().ok()).map(|m| m.len()).sum::<u64>() > 50_000
+    };
+    let moments: [(&str, &dyn Fn() -> bool); 3] = [
+        ("the data directory is made", &|| dir.join("data").exists()),
+        ("the baseline is loaded", &|| dir.join("data/shop/n.ibd").exists()),
+        ("the log is replayed", &relayed),
+    ];
+    for (what, has_come) in moments {
+        let child = restore(&pitr, &["--into", "out"]);
+        eventually(what, MOMENT, async || has_come().then_some(())).await;
+        kill(child);
+        assert!(dir.join("UNFINISHED.txt").exists());
+        nobody_works_in(&dir).await;
+    }
+    // What somebody else put there is never cleared.
+    std::fs::write(dir.join("mine.txt"), "precious").unwrap();
+    let into = ["restore", "--to", "latest", "--json", "--into", "out"];
+    let error = pitr.run(&into).await.exits(6).error_json();
+    assert!(error["message"].as_str().unwrap().contains("mine.txt"), "{error}");
+    std::fs::remove_file(dir.join("mine.txt")).unwrap();
+
+    pitr.run(&into).await.ok();
+    assert!(!dir.join("UNFINISHED.txt").exists());
+    let error = pitr.run(&into).await.exits(6).error_json();
+    assert!(error["message"].as_str().unwrap().contains("is not empty"), "{error}");
+    let restored = Mysqld::start_on(&dir.join("data"), &[]).await;
+    assert_same(&source, &restored).await;
+}
+
+#[tokio::test]
+async fn a_mysql_server_left_half_restored_is_known_and_cleaned_when_told_to() {
+    let (source, pitr) = archived(1500).await;
+    let target = Mysqld::start(&[]).await;
+    target.sql("CREATE USER monitor@localhost IDENTIFIED BY 'm'").await;
+    let to = format!("shop-mysql={}", target.url());
+    let globals = "SELECT @@GLOBAL.sync_binlog, @@GLOBAL.innodb_flush_log_at_trx_commit,
+                   @@GLOBAL.max_allowed_packet, CAST(@@GLOBAL.event_scheduler AS CHAR)";
+    let before: (u64, u64, u64, String) = target.row(globals).await;
+
+    let child = restore(&pitr, &["--target", &to]);
+    eventually("half of the log is replayed", MOMENT, async || {
+        let mut conn = target.conn().await;
+        let rows: Option<u64> =
+            conn.query_first("SELECT COUNT(*) FROM shop.n").await.ok().flatten();
+        rows.is_some_and(|rows| rows > 10).then_some(())
+    })
+    .await;
+    // It is busy as long as somebody fills it.
+    let args = ["restore", "--to", "latest", "--json", "--target", &to];
+    pitr.run(&[&args[..], &["--clean-target", "shop-mysql"]].concat()).await.exits(7);
+    kill(child);
+
+    eventually("the server notices", Duration::from_secs(20), async || {
+        (pitr.run(&args).await.code() == Some(6)).then_some(())
+    })
+    .await;
+    let error = pitr.run(&args).await.exits(6).error_json();
+    assert!(error["message"].as_str().unwrap().contains("half restored"), "{error}");
+    assert!(error["hint"].as_str().unwrap().contains("--clean-target shop-mysql"), "{error}");
+    pitr.run(&[&args[..], &["--clean-target", "shop-mysql"]].concat()).await.ok();
+    assert_eq!(target.row::<(u64, u64, u64, String)>(globals).await, before);
+    let monitors: u64 = target.row("SELECT COUNT(*) FROM mysql.user WHERE User = 'monitor'").await;
+    assert_eq!(monitors, 1, "an account of the target itself was dropped");
+    target.sql("SET SESSION sql_log_bin = 0; DROP USER monitor@localhost").await;
+    assert_same(&source, &target).await;
+    // A finished one is no half one: nothing is dropped.
+    let error = pitr.run(&[&args[..], &["--clean-target", "shop-mysql"]].concat()).await;
+    let error = error.exits(6).error_json();
+    assert!(error["message"].as_str().unwrap().contains("is not empty"), "{error}");
+}
+
+#[tokio::test]
+async fn redis_restores_that_were_killed_can_be_run_again() {
+    let cache = RedisServer::start(&[]).await;
+    let mut keys = cache.conn().await;
+    let mut noise: Vec<u8> = vec![1; 12 << 20];
+    for n in 0..6_u32 {
+        let mut state = n + 1;
+        for byte in &mut noise {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            *byte = (state >> 24) as u8;
+        }
+        let () = keys.set(format!("large:{n}"), &noise).await.unwrap();
+    }
+    let pitr = Pitr::new(&[("shop-redis", cache.url())]);
+    pitr.run(&["init"]).await.ok();
+    let mut daemon = pitr.spawn_run();
+    until_windows(&pitr, &mut daemon).await;
+    let () = keys.set("last", 1).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(800)).await;
+    daemon.terminate(Duration::from_secs(20)).await;
+    let then = redis::digest::digest(&mut keys).await.unwrap();
+
+    let dir = pitr.dir().join("out/shop-redis");
+    let child = restore(&pitr, &["--into", "out"]);
+    let base = dir.join("appendonlydir/appendonly.aof.1.base.rdb");
+    eventually("the baseline is written", MOMENT, async || base.exists().then_some(())).await;
+    kill(child);
+    assert!(dir.join("UNFINISHED.txt").exists());
+    pitr.run(&["restore", "--to", "latest", "--into", "out"]).await.ok();
+    assert!(!dir.join("UNFINISHED.txt").exists());
+    let restored = RedisServer::start_on(&dir).await;
+    let now = eventually("the folder is loaded", MOMENT, async || {
+        redis::digest::digest(&mut restored.conn().await).await.ok()
+    })
+    .await;
+    assert_eq!(now.diff(&then), [""; 0]);
+
+    // A running server: told what to do, and it is enough.
+    let target = RedisServer::start(&[]).await;
+    let to = format!("shop-redis={}", target.url());
+    let child = restore(&pitr, &["--target", &to]);
+    eventually("the target is a replica", MOMENT, async || {
+        let info: String = target.cmd(&["INFO", "replication"]).await;
+        info.contains("role:slave").then_some(())
+    })
+    .await;
+    kill(child);
+    let args = ["restore", "--to", "latest", "--json", "--target", &to];
+    let error = pitr.run(&args).await.exits(6).error_json();
+    assert!(error.to_string().contains("REPLICAOF NO ONE"), "{error}");
+    let _: String = target.cmd(&["REPLICAOF", "NO", "ONE"]).await;
+    let _: String = target.cmd(&["FLUSHALL"]).await;
+    pitr.run(&args).await.ok();
+    let now = redis::digest::digest(&mut target.conn().await).await.unwrap();
+    assert_eq!(now.diff(&then), [""; 0]);
+}
