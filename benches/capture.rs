@@ -90,6 +90,7 @@ async fn capture(source: &Mysqld, size: u64, root: &Path) -> f64 {
         sample_every: Duration::from_millis(100),
         dump_command: None,
         databases: vec![],
+        semi_sync: false,
     });
     let label = Label { source: "bench".into(), engine: EngineKind::Mysql, level: SEGMENT_LEVEL };
     let sealing =

@@ -11,6 +11,7 @@
 //! the end of a whole record. A segment begins and ends between two records. A segment gets its
 //! final name only when it is complete, and its catalog row only after that.
 
+mod protect;
 mod recover;
 mod strange;
 
@@ -42,6 +43,9 @@ const UNSYNCED_BYTES_MAX: u64 = 16 << 20;
 
 /// How long bytes may wait for a sync while more keep coming.
 const UNSYNCED_MAX: Duration = Duration::from_millis(100);
+
+/// The same where commits of the source wait for the sync.
+const URGENT_MAX: Duration = Duration::from_millis(2);
 
 /// How often an idle capture looks at the clock.
 const TICK: Duration = Duration::from_millis(500);
@@ -180,6 +184,8 @@ struct Open {
     since: Instant,
     unsynced_since: Option<Instant>,
     unsynced_bytes: u64,
+    /// Somebody waits for the sync.
+    urgent: bool,
     /// Offset after the last byte; beyond `Capture::end` while a record is incomplete.
     end: u64,
 }
@@ -221,6 +227,7 @@ impl Capture {
         capture.remove_unfinished()?;
         capture.seal_torn()?;
         capture.find_end()?;
+        capture.unprotect("pitr did not run")?;
         capture.publish_durable();
         Ok(capture)
     }
@@ -232,6 +239,13 @@ impl Capture {
 
     /// Follows the place up to which everything is on disk.
     pub fn durable(&self) -> watch::Receiver<Option<Position>> {
+        self.durable.subscribe()
+    }
+
+    /// The same of the next stream only: there is none until that stream is open. What was durable
+    /// of an earlier one says nothing about a place of the same name in this one.
+    pub fn durable_of_next_stream(&mut self) -> watch::Receiver<Option<Position>> {
+        self.durable = watch::channel(None).0;
         self.durable.subscribe()
     }
 
@@ -272,7 +286,8 @@ impl Capture {
     /// Seals the open segment if its hour is over or it is old, and syncs what has waited long.
     pub fn turn(&mut self) -> Result<()> {
         let Some(open) = &self.open else { return Ok(()) };
-        let waited = open.unsynced_since.is_some_and(|since| since.elapsed() >= UNSYNCED_MAX);
+        let patience = if open.urgent { URGENT_MAX } else { UNSYNCED_MAX };
+        let waited = open.unsynced_since.is_some_and(|since| since.elapsed() >= patience);
         if waited || open.unsynced_bytes >= UNSYNCED_BYTES_MAX {
             self.sync()?;
         }
@@ -311,6 +326,7 @@ impl Capture {
             }
             Captured::Chunk(chunk) => self.chunk(chunk),
             Captured::Alive(mark) => self.alive(mark),
+            Captured::Protection(change) => self.protection(&change),
             Captured::Baseline { taken, mut pieces } => {
                 self.begin_timeline("the source sent a full copy of itself".into())?;
                 self.fresh = true;
@@ -462,6 +478,7 @@ impl Capture {
         open.unsynced_bytes += open.writer.bytes_stored() - before;
         open.unsynced_since.get_or_insert_with(Instant::now);
         open.end = chunk.end();
+        open.urgent |= chunk.urgent;
         let marks = chunk.marks.iter().map(|mark| mark.at);
         self.known_until = marks.chain(chunk.last_at).chain(self.known_until).max();
         if let Some(whole) = chunk.whole {
@@ -503,6 +520,7 @@ impl Capture {
         open.writer.get_ref().sync()?;
         open.unsynced_since = None;
         open.unsynced_bytes = 0;
+        open.urgent = false;
         self.publish_durable();
         Ok(())
     }
@@ -552,6 +570,7 @@ impl Capture {
             since: Instant::now(),
             unsynced_since: Some(Instant::now()),
             unsynced_bytes: 0,
+            urgent: false,
             end: start.offset,
         })
     }
@@ -580,6 +599,7 @@ impl Capture {
             self.append(Chunk { start, whole: end, marks: vec![idle], ..Chunk::default() })?;
         }
         self.sync()?;
+        self.unprotect("the stream ended")?;
         if self.is_whole() { Ok(()) } else { self.seal() }
     }
 

@@ -83,6 +83,7 @@ struct SourceTable {
     credential: Option<String>,
     tls: Option<TlsOptions>,
     dump_command: Option<String>,
+    semi_sync: Option<bool>,
     sample_ms: Option<u64>,
 }
 
@@ -229,6 +230,11 @@ fn source(table: &SourceTable, config: &Path) -> Result<SourceOptions> {
         }
         endpoint.tls = tls.clone();
     }
+    let semi_sync = table.semi_sync.unwrap_or(false);
+    if semi_sync && table.engine != EngineKind::Mysql {
+        return Err(Error::usage("semi_sync is for MySQL and MariaDB")
+            .hint("on Redis, WAIT 1 returns when the archive has what was written"));
+    }
     let sample_ms = table.sample_ms.unwrap_or(SAMPLE_MS);
     if sample_ms == 0 {
         return Err(Error::usage("sample_ms is at least 1"));
@@ -240,6 +246,7 @@ fn source(table: &SourceTable, config: &Path) -> Result<SourceOptions> {
         sample_every: Duration::from_millis(sample_ms),
         dump_command: table.dump_command.clone(),
         databases: vec![],
+        semi_sync,
     })
 }
 

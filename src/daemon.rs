@@ -371,7 +371,7 @@ async fn stream(
     stopped: &mut watch::Receiver<bool>,
 ) -> Result<(Result<()>, Option<Capture>)> {
     let (send, receive) = mpsc::channel(CHUNKS_IN_FLIGHT);
-    let (resume, durable) = (capture.resume(), capture.durable());
+    let (resume, durable) = (capture.resume(), capture.durable_of_next_stream());
     let runtime = tokio::runtime::Handle::current();
     let writing = tokio::task::spawn_blocking(move || {
         let result = capture.run(receive, &runtime);

@@ -67,6 +67,8 @@ pub struct Chunk {
     /// Types of events first seen in these bytes since the log was opened that the engine does not
     /// know and may not pass over, each with the offset of the first such event.
     pub strange: Vec<(u8, u64)>,
+    /// Commits of the source wait until this is durable: it is synced without waiting for more.
+    pub urgent: bool,
 }
 
 impl Chunk {
@@ -105,6 +107,15 @@ pub enum Continuity {
     Broken(String),
 }
 
+/// Whether commits of a source wait until the archive has them, from an instant on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Protection {
+    /// The instant, by the source's clock.
+    pub at: Timestamp,
+    /// Why they do not, a sentence for the operator; `None` if they do.
+    pub lapse: Option<String>,
+}
+
 /// What an engine yields while it captures.
 #[derive(Debug)]
 pub enum Captured {
@@ -126,6 +137,9 @@ pub enum Captured {
     Chunk(Chunk),
     /// Nothing new up to this mark, which lies at the end of what was handed over before.
     Alive(Mark),
+    /// Commits begin, or cease, to wait for the archive. Comes only from sources that were asked
+    /// to have them wait.
+    Protection(Protection),
     /// A full copy that the source sent by itself (a Redis full resync), at the position at
     /// which the next `Opened` begins.
     Baseline {

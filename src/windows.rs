@@ -1,12 +1,14 @@
 //! Says what can be restored: windows, gaps and lag of each source, and of all together.
 
-use crate::archive::Archive;
+use crate::archive::{Archive, Lapse};
 use crate::clock::{Timestamp, Tz, in_zone};
 use crate::config::Config;
-use crate::daemon::{self, SourceStatus};
+use crate::daemon::{self, SourceStatus, State};
+use crate::engine::SourceOptions;
 use crate::error::Result;
 use crate::manifest::{EngineKind, Gap, StrangeEvent};
 use crate::plan::{self, JointWindow, Window};
+use crate::record::Protection;
 use serde::Serialize;
 
 /// `pitr.windows/1`.
@@ -49,6 +51,16 @@ pub struct SourceReport {
     pub strange_events: Vec<StrangeEvent>,
     /// The baselines.
     pub baselines: Vec<BaselineReport>,
+    /// When commits did not wait for the archive, where they are to (`semi_sync`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub semi_sync: Option<SemiSync>,
+}
+
+/// How well a semi-synchronous source was protected.
+#[derive(Debug, Clone, Serialize)]
+pub struct SemiSync {
+    /// The times in which commits did not wait for the archive, in order.
+    pub asynchronous: Vec<Lapse>,
 }
 
 /// A gap of a [`SourceReport`].
@@ -94,7 +106,7 @@ pub fn windows(config: &Config) -> Result<Report> {
     let mut sources = Vec::new();
     for source in &config.sources {
         let live = status.iter().flatten().find(|live| live.name == source.name);
-        sources.push(report(&archive, &source.name, source.engine, live, now)?);
+        sources.push(report(&archive, source, live, now)?);
     }
     let each: Vec<Vec<Window>> = sources.iter().map(|source| source.windows.clone()).collect();
     let windows = plan::joint(&each);
@@ -105,11 +117,11 @@ pub fn windows(config: &Config) -> Result<Report> {
 
 fn report(
     archive: &Archive,
-    name: &str,
-    engine: EngineKind,
+    source: &SourceOptions,
     live: Option<&SourceStatus>,
     now: Timestamp,
 ) -> Result<SourceReport> {
+    let (name, engine) = (&source.name, source.engine);
     let mut history = archive.history(name, engine)?;
     let newest = history.timelines.iter().map(|(timeline, _)| *timeline).max().unwrap_or(0);
     // The daemon knows of an idle source that nothing was committed since; the files follow.
@@ -120,6 +132,8 @@ fn report(
     }
     let on_disk =
         history.timelines.iter().find(|(t, _)| *t == newest).and_then(|(_, until)| *until);
+    let streams = live.is_some_and(|live| live.state == State::Streaming);
+    let semi_sync = semi_sync(archive, source, streams, on_disk.unwrap_or(now))?;
     let durable_at = live.and_then(|live| live.durable_at).or(on_disk);
     Ok(SourceReport {
         name: name.to_owned(),
@@ -142,7 +156,29 @@ fn report(
                 bytes_stored: baseline.bytes_stored,
             })
             .collect(),
+        semi_sync,
     })
+}
+
+/// The lapses that are filed; of a daemon that was killed, the last one is not, yet.
+fn semi_sync(
+    archive: &Archive,
+    source: &SourceOptions,
+    streams: bool,
+    on_disk: Timestamp,
+) -> Result<Option<SemiSync>> {
+    let last = archive.protection(&source.name)?;
+    if !source.semi_sync && last.is_none() {
+        return Ok(None);
+    }
+    let mut asynchronous = archive.lapses(&source.name)?;
+    if let Some(Protection { at, lapse: None }) = last
+        && !streams
+    {
+        let reason = "the source is not captured".into();
+        asynchronous.push(Lapse { from: at.max(on_disk), to: None, reason });
+    }
+    Ok(Some(SemiSync { asynchronous }))
 }
 
 impl GapReport {
@@ -177,6 +213,10 @@ impl Report {
             for strange in &source.strange_events {
                 let (event, first) = (strange.event, &strange.first);
                 out += &format!("    events of the unknown type {event} from {first} on\n");
+            }
+            for lapse in source.semi_sync.iter().flat_map(|known| &known.asynchronous) {
+                let (from, to) = (when(Some(lapse.from)), when(lapse.to));
+                out += &format!("    asynchronous {from} .. {to}: {}\n", lapse.reason);
             }
             let count = source.baselines.len();
             out += &format!("    {count} baseline{}\n", if count == 1 { "" } else { "s" });

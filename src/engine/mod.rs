@@ -141,6 +141,9 @@ pub struct SourceOptions {
     pub endpoint: Endpoint,
     /// How often the clock of a Redis source is sampled.
     pub sample_every: Duration,
+    /// Commits of a MySQL source wait until the archive has them, where the source is set up for
+    /// that.
+    pub semi_sync: bool,
     /// The program that dumps a MySQL source; found on PATH by default.
     pub dump_command: Option<String>,
     /// The only databases that a baseline of MySQL holds; empty for all.

@@ -67,6 +67,7 @@ fn chunk(start: u64, len: u64, whole: Option<u64>) -> Chunk {
         time: TimeSource::Commit,
         marks: vec![],
         origins: whole.map(|_| vec![(start % 5) as u32]).unwrap_or_default(),
+        urgent: false,
     }
 }
 

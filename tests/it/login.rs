@@ -329,3 +329,48 @@ async fn a_password_shows_nowhere_and_certificates_serve_the_whole_program() {
     let found = Command::new("sh").args(["-c", &search]).current_dir(pitr.archive()).output();
     assert_eq!(String::from_utf8_lossy(&found.unwrap().stdout), "");
 }
+
+/// What docs/ACCOUNTS.md grants for capture and baselines.
+const PRIVILEGES: [&str; 8] = [
+    "REPLICATION SLAVE",
+    "REPLICATION CLIENT",
+    "SELECT",
+    "RELOAD",
+    "LOCK TABLES",
+    "SHOW VIEW",
+    "EVENT",
+    "TRIGGER",
+];
+
+#[tokio::test]
+async fn a_missing_privilege_is_named_and_with_all_of_them_everything_works() {
+    let source = Mysqld::start(&[]).await;
+    source.sql("CREATE DATABASE shop; CREATE TABLE shop.t (n INT PRIMARY KEY)").await;
+    source.sql("CREATE VIEW shop.v AS SELECT n FROM shop.t").await;
+    source
+        .sql("CREATE TRIGGER shop.g BEFORE INSERT ON shop.t FOR EACH ROW SET NEW.n = NEW.n")
+        .await;
+    source.sql("CREATE EVENT shop.e ON SCHEDULE EVERY 1 DAY DO DELETE FROM shop.t").await;
+    let all = PRIVILEGES.join(", ");
+    source.sql(&format!("CREATE USER pitr; GRANT {all} ON *.* TO pitr")).await;
+    let url = format!("mysql://pitr@127.0.0.1:{}", source.port());
+    let pitr = Pitr::new(&[("shop", url)]);
+    pitr.run(&["init"]).await.ok();
+    for privilege in PRIVILEGES {
+        source.sql(&format!("REVOKE {privilege} ON *.* FROM pitr")).await;
+        let failed = pitr.run(&["baseline"]).await.exits(2);
+        let said = failed.stderr;
+        assert!(said.contains(&format!("it lacks {privilege}\n")), "{privilege}: {said}");
+        assert!(said.contains(&format!("hint: GRANT {privilege} ON *.* TO `pitr`@`%`")), "{said}");
+        source.sql(&format!("GRANT {privilege} ON *.* TO pitr")).await;
+    }
+    pitr.run(&["baseline"]).await.ok();
+    // The same through a role.
+    source
+        .sql(&format!("REVOKE ALL ON *.* FROM pitr; CREATE ROLE r; GRANT {all} ON *.* TO r"))
+        .await;
+    source.sql("GRANT r TO pitr").await;
+    pitr.run(&["baseline"]).await.exits(2);
+    source.sql("SET DEFAULT ROLE r TO pitr").await;
+    pitr.run(&["baseline"]).await.ok();
+}

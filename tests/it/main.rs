@@ -35,5 +35,6 @@ mod mysql_capture;
 mod mysql_restore;
 mod redis;
 mod restore_choices;
+mod semi_sync;
 mod servers;
 mod support;

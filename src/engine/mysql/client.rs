@@ -71,7 +71,8 @@ impl Client {
         self.command(&command).await
     }
 
-    /// Registers as a replica and asks for the binlog from `position` of `file` on.
+    /// Registers as a replica and asks for the binlog from `position` of `file` on. With
+    /// `semi_sync`, the source may wait for answers: see [`super::semisync`].
     ///
     /// # Errors
     /// As the server says. That it cannot dump from there comes with the first fragment only.
@@ -81,6 +82,7 @@ impl Client {
         replica: &Replica,
         file: &str,
         position: u64,
+        semi_sync: bool,
     ) -> Result<FragmentReader> {
         let beat = HEARTBEAT.as_nanos();
         self.set(&format!("SET @master_heartbeat_period={beat}, @source_heartbeat_period={beat}"))
@@ -93,6 +95,11 @@ impl Client {
 
         if flavor.is_maria() {
             self.set("SET @mariadb_slave_capability=4").await?;
+        }
+        if semi_sync {
+            // The names of MySQL since 8.0.26, and those of before and of MariaDB. A server that
+            // has nothing to do with it takes them for variables like any other.
+            self.set("SET @rpl_semi_sync_replica=1, @rpl_semi_sync_slave=1").await?;
         }
 
         let id = replica.server_id.to_le_bytes();

@@ -274,10 +274,14 @@ pub(crate) async fn decide(
     let same = same.is_some_and(|identity| identity == facts.identity);
     let known = if maria {
         same && gtids.is_subset(&facts.executed) && u32::try_from(at.offset).is_ok()
-    } else if let Some(lost) = never_executed(conn, peer, &gtids, facts).await? {
-        return broken(not_executed(peer, &lost));
     } else {
-        same
+        match not_yet_executed(conn, peer, &gtids, facts).await? {
+            Missing::Nothing => same,
+            // They may be committed when the answer comes that only the stream can give. What the
+            // log holds up to the place proves more than what was executed does.
+            Missing::Waits => false,
+            Missing::Lost(lost) => return broken(not_executed(peer, &lost)),
+        }
     };
     let size = facts.files.get(index).map_or(0, |(_, size)| *size);
     let next = facts.files.get(index + 1).map(|(name, _)| name.clone());
@@ -296,23 +300,42 @@ fn not_executed(peer: &str, lost: &Executed) -> String {
     )
 }
 
+/// What of the archive the source has not executed.
+enum Missing {
+    Nothing,
+    /// Something, and commits of a semi-synchronous source wait for an answer.
+    Waits,
+    /// This, and nothing says that it will be.
+    Lost(Executed),
+}
+
 /// What of `gtids` the source has not executed, and does not execute soon.
-async fn never_executed(
+async fn not_yet_executed(
     conn: &mut Conn,
     peer: &str,
     gtids: &Executed,
     facts: &Facts,
-) -> Result<Option<Executed>> {
+) -> Result<Missing> {
     let mut lost = gtids.subtract(&facts.executed);
     let begun = tokio::time::Instant::now();
     while !lost.is_empty() {
+        if commits_wait(conn, peer).await? {
+            return Ok(Missing::Waits);
+        }
         if begun.elapsed() > COMMIT_PATIENCE {
-            return Ok(Some(lost));
+            return Ok(Missing::Lost(lost));
         }
         tokio::time::sleep(Duration::from_millis(200)).await;
         lost = gtids.subtract(&executed(conn, peer, facts.flavor).await?);
     }
-    Ok(None)
+    Ok(Missing::Nothing)
+}
+
+/// Whether commits wait for the answer of a semi-synchronous replica.
+async fn commits_wait(conn: &mut Conn, peer: &str) -> Result<bool> {
+    let ask = "SHOW GLOBAL STATUS LIKE 'Rpl_semi_sync%wait_sessions'";
+    let rows: Vec<(String, String)> = sql::rows(conn, peer, ask).await?;
+    Ok(rows.iter().any(|(_, sessions)| sessions != "0"))
 }
 
 /// How far the source's clock is ahead of this host's, in µs.

@@ -8,12 +8,14 @@
 //! **Invariant:** a frame out of sequence is an error; no length that a peer announces makes this
 //! module reserve memory for more than has arrived.
 
+use super::semisync::Ack;
 use crate::engine::tls::{self, Stream};
 use crate::error::{Class, Error, Result};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use futures_util::{SinkExt, StreamExt};
 use std::io;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio_util::codec::{Decoder, Encoder, Framed};
 
 /// The largest payload of one frame. A frame of exactly this length is followed by another one.
@@ -27,6 +29,9 @@ pub(crate) const ANSWER_LIMIT: usize = 64 << 20;
 
 /// The first fragment of a packet holds at least this much of it, or all of it.
 pub(crate) const FIRST_FRAGMENT: usize = 64 << 10;
+
+/// How long the source may take to take an answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How much room a read from the socket finds, in bytes.
 const READ_BYTES: usize = 256 << 10;
@@ -246,12 +251,14 @@ pub(crate) struct FragmentDecoder {
     /// Whether the packet goes on behind the current frame.
     more: bool,
     in_packet: bool,
+    /// The next packet may have number 1.
+    restarts: bool,
 }
 
 impl FragmentDecoder {
     /// A decoder whose first packet has this number.
     pub(crate) fn new(sequence: u8) -> Self {
-        Self { sequence, frame_left: 0, more: false, in_packet: false }
+        Self { sequence, frame_left: 0, more: false, in_packet: false, restarts: false }
     }
 }
 
@@ -265,6 +272,9 @@ impl Decoder for FragmentDecoder {
             let Some((len, sequence)) = frame_head(src) else { return Ok(None) };
             if !self.in_packet && src.len() < FRAME_HEAD + len.min(FIRST_FRAGMENT) {
                 return Ok(None);
+            }
+            if !self.in_packet && std::mem::take(&mut self.restarts) && sequence == 1 {
+                self.sequence = 1;
             }
             check_sequence(&mut self.sequence, sequence)?;
             src.advance(FRAME_HEAD);
@@ -303,6 +313,31 @@ impl FragmentReader {
     /// The next fragment that has arrived already, if there is one.
     pub(crate) fn buffered(&mut self) -> Result<Option<Fragment>> {
         self.decoder.decode(&mut self.buffer).map_err(|error| broken(error, &self.peer))
+    }
+
+    /// The packet behind the current one may have number 1 again: so does a source that waits for
+    /// an answer count on, as if it had read that answer (`net_clear` in `readSlaveReply`).
+    pub(crate) fn may_restart(&mut self) {
+        self.decoder.restarts = true;
+    }
+
+    /// Sends the answer to a semi-synchronous source: a packet of its own, with number 0.
+    ///
+    /// # Errors
+    /// Unavailable, if the connection fails, or the source takes nothing any more.
+    pub(crate) async fn answer(&mut self, ack: &Ack) -> Result<()> {
+        let mut packet = BytesMut::new();
+        let mut framer = Framer::new(0);
+        framer.begin(ack.payload().len() as u64, &mut packet);
+        framer.put(ack.payload(), &mut packet).map_err(|error| broken(error, &self.peer))?;
+        let sending = async {
+            self.io.write_all(&packet).await?;
+            self.io.flush().await
+        };
+        match tokio::time::timeout(ANSWER_TIMEOUT, sending).await {
+            Ok(sent) => sent.map_err(|error| broken(error, &self.peer)),
+            Err(_) => Err(Error::unavailable(format!("{} takes no answers", self.peer))),
+        }
     }
 
     /// Waits for more bytes. May be cancelled without loss.

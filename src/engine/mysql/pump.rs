@@ -14,6 +14,7 @@ use super::event::{
 use super::executed::Executed;
 use super::join::{Aside, Facts, Start};
 use super::packet::{Fragment, FragmentReader};
+use super::semisync::{Acks, Flag};
 use super::stream::{End, Part, Splitter, Track};
 use super::timing::{LogEnd, Timing};
 use crate::clock::Timestamp;
@@ -119,6 +120,12 @@ pub(crate) struct Pump<'a> {
     stored: bool,
     /// Whether the event of the current packet has ended.
     event_ended: bool,
+    /// What the source waits for, if it knows pitr as semi-synchronous.
+    acks: Option<Acks>,
+    /// Commits wait for the current event.
+    flag: Option<Flag>,
+    /// A packet with a flag has begun.
+    is_flagged: bool,
 }
 
 /// The bytes that the archive has before a place. A log that was begun anew may have a boundary
@@ -229,6 +236,9 @@ impl<'a> Pump<'a> {
             proof: None,
             stored: false,
             event_ended: false,
+            acks: None,
+            flag: None,
+            is_flagged: false,
         };
         (pump, file, position)
     }
@@ -241,6 +251,12 @@ impl<'a> Pump<'a> {
             let start = at.offset.saturating_sub(before.len() as u64);
             self.proof = Some(Proof { next: MAGIC.len() as u64, start, bytes: before });
         }
+    }
+
+    /// Has what is durable acknowledged. The connection must be registered for that.
+    pub(crate) fn acknowledge(&mut self, mut acks: Acks) {
+        acks.begin_file(&self.track.log);
+        self.acks = Some(acks);
     }
 
     /// Whether [`Captured::Opened`] was sent.
@@ -276,7 +292,11 @@ impl<'a> Pump<'a> {
         loop {
             while let Some(fragment) = reader.buffered()? {
                 self.fragment(fragment).await?;
+                if std::mem::take(&mut self.is_flagged) {
+                    reader.may_restart();
+                }
             }
+            self.answer(reader).await?;
             let due = self.filling.since.map(|since| since + FLUSH_AFTER);
             if due.is_some_and(|due| due <= Instant::now()) {
                 self.flush().await?;
@@ -290,6 +310,7 @@ impl<'a> Pump<'a> {
                 }
                 end = self.timing.next() => self.timed(end).await?,
                 () = self.out.closed() => return Err(Stop::Closed),
+                () = synced(self.acks.as_mut()) => {}
                 () = tokio::time::sleep_until(due.unwrap_or(heard + SILENCE_LIMIT)) => {
                     if due.is_none() {
                         return Err(Error::unavailable(format!(
@@ -299,6 +320,18 @@ impl<'a> Pump<'a> {
                 }
             }
         }
+    }
+
+    /// Answers for what is durable by now. What commits wait for, and is not, is handed over at
+    /// once: all that has arrived goes into one sync.
+    async fn answer(&mut self, reader: &mut FragmentReader) -> Result<(), Stop> {
+        let Some(acks) = self.acks.as_mut().filter(|_| self.hold == Hold::Open) else {
+            return Ok(());
+        };
+        if let Some(ack) = acks.due() {
+            reader.answer(&ack).await?;
+        }
+        if acks.is_owed() { self.flush().await } else { Ok(()) }
     }
 
     async fn fragment(&mut self, fragment: Fragment) -> Result<(), Stop> {
@@ -313,6 +346,10 @@ impl<'a> Pump<'a> {
                     return Err(Error::unavailable("the source ended the dump").into());
                 }
                 _ => return Err(self.track.corrupt("a packet without an event").into()),
+            }
+            if let Some(acks) = &mut self.acks {
+                self.flag = acks.strip(&mut bytes)?;
+                self.is_flagged = self.flag.is_some();
             }
         }
         let more_than_one = "a packet that is not exactly one event";
@@ -375,6 +412,9 @@ impl<'a> Pump<'a> {
             self.store(&part.bytes).await?;
         }
         if let Some(end) = end {
+            if let (Some(acks), Some(flag)) = (&mut self.acks, self.flag.take()) {
+                acks.owe(flag, self.track.offset);
+            }
             self.ended(end).await?;
         }
         Ok(())
@@ -576,6 +616,9 @@ impl<'a> Pump<'a> {
             self.flush().await?;
         }
         self.track.begin_file(&rotate.file)?;
+        if let Some(acks) = &mut self.acks {
+            acks.begin_file(&rotate.file);
+        }
         self.expect = Expect::Format;
         self.filling.chunk.start = 0;
         if self.hold == Hold::Open {
@@ -657,6 +700,7 @@ impl<'a> Pump<'a> {
             chunk.start = part.end();
             self.send(Captured::Chunk(part)).await?;
         }
+        chunk.urgent = self.acks.as_ref().is_some_and(Acks::is_owed);
         let filling = &mut self.filling;
         if let Some(offset) = filling.whole.take() {
             let gtids = self.gtids();
@@ -668,6 +712,14 @@ impl<'a> Pump<'a> {
 
     async fn send(&self, captured: Captured) -> Result<(), Stop> {
         self.out.send(captured).await.map_err(|_| Stop::Closed)
+    }
+}
+
+/// Completes when something that the source waits for may be durable.
+async fn synced(acks: Option<&mut Acks>) {
+    match acks {
+        Some(acks) => acks.synced().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -15,7 +15,9 @@
 
 use super::client::{Client, Replica};
 use super::join::{self, Aside, Facts, Start};
+use super::protection::Watch;
 use super::pump::{FileId, Pump, Stop};
+use super::semisync::Acks;
 use super::timing::Timing;
 use super::{baseline, locate, sql};
 use crate::engine::{Located, Source, SourceOptions, Work};
@@ -66,23 +68,29 @@ impl MysqlSource {
         *self.memory.lock().unwrap_or_else(PoisonError::into_inner) = memory;
     }
 
-    async fn capture(&self, resume: Option<Position>, out: &mpsc::Sender<Captured>) -> Result<()> {
+    async fn capture(
+        &self,
+        resume: Option<Position>,
+        out: &mpsc::Sender<Captured>,
+        durable: &watch::Receiver<Option<Position>>,
+    ) -> Result<()> {
         let endpoint = &self.options.endpoint;
         let peer = endpoint.to_string();
         let mut conn = sql::connect(endpoint).await?;
+        baseline::check_capture(&mut conn).await?;
         let facts = join::look(&mut conn, &peer).await?;
         let memory = self.memory();
         let start = match memory.broken {
             Some(reason) if resume.is_some() => Start::Begin { broken: Some(reason) },
             _ => join::decide(&mut conn, &peer, &facts, resume, memory.identity.as_deref()).await?,
         };
-        let stop = self.pump(out, &facts, start, conn).await?;
+        let stop = self.pump(out, durable, &facts, start, conn).await?;
         let Stop::Broken(reason) = stop else { return end(stop) };
         // The bytes did not prove what SQL had left open.
         let mut conn = sql::connect(endpoint).await?;
         let facts = join::look(&mut conn, &peer).await?;
         let start = Start::Begin { broken: Some(reason) };
-        let stop = self.pump(out, &facts, start, conn).await?;
+        let stop = self.pump(out, durable, &facts, start, conn).await?;
         end(stop)
     }
 
@@ -90,6 +98,7 @@ impl MysqlSource {
     async fn pump(
         &self,
         out: &mpsc::Sender<Captured>,
+        durable: &watch::Receiver<Option<Position>>,
         facts: &Facts,
         start: Start,
         conn: mysql_async::Conn,
@@ -111,12 +120,25 @@ impl MysqlSource {
         if let Some((place, before)) = recalled {
             pump.compare(&place, before);
         }
-        let reader =
-            Client::connect(endpoint).await?.dump(facts.flavor, &replica, &file, position).await?;
+        let semi_sync = self.options.semi_sync;
+        let acks = semi_sync.then(|| Acks::new(durable.clone()));
+        let mut watch =
+            acks.as_ref().map(|acks| Watch::new(&self.options.name, endpoint, out, acks.active()));
+        if let Some(acks) = acks {
+            pump.acknowledge(acks);
+        }
+        let client = Client::connect(endpoint).await?;
+        let reader = client.dump(facts.flavor, &replica, &file, position, semi_sync).await?;
         // If this work is dropped on its way, the next connection trusts nothing and walks.
         let before = self.memory();
         self.remember(Memory::default());
-        let stop = pump.run(reader).await;
+        let stop = match &mut watch {
+            None => pump.run(reader).await,
+            Some(watch) => tokio::select! {
+                stop = pump.run(reader) => stop,
+                anew = watch.run() => Stop::Failed(anew),
+            },
+        };
         self.remember(match &stop {
             Stop::BrokeOff(error) => {
                 Memory { broken: Some(error.to_string()), ..Memory::default() }
@@ -148,11 +170,10 @@ impl Source for MysqlSource {
         &self,
         resume: Option<Position>,
         out: mpsc::Sender<Captured>,
-        // Only a semi-synchronous replica acknowledges anything.
-        _durable: watch::Receiver<Option<Position>>,
+        durable: watch::Receiver<Option<Position>>,
     ) -> Work<'_, ()> {
         Box::pin(async move {
-            let captured = self.capture(resume, &out).await;
+            let captured = self.capture(resume, &out, &durable).await;
             captured.map_err(|error| error.context(format!("capture {}", self.options.name)))
         })
     }

@@ -33,6 +33,7 @@ pub(super) fn source_at(endpoint: Endpoint) -> Arc<MysqlSource> {
         sample_every: Duration::from_millis(100),
         dump_command: None,
         databases: vec![],
+        semi_sync: false,
     }))
 }
 
@@ -129,6 +130,7 @@ impl Kept {
                 self.marks.push(mark);
             }
             Captured::Baseline { .. } => panic!("MySQL sends no baseline by itself"),
+            Captured::Protection(_) => panic!("the source was not asked to wait"),
         }
     }
 

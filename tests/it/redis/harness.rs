@@ -149,6 +149,7 @@ pub(super) fn source(endpoint: Endpoint) -> RedisSource {
         sample_every: Duration::from_millis(100),
         dump_command: None,
         databases: vec![],
+        semi_sync: false,
     })
 }
 
@@ -198,7 +199,9 @@ impl Capture {
                         kept.alive += 1;
                         kept.mark(mark);
                     }
-                    Captured::Baseline { .. } => unreachable!("taken above"),
+                    Captured::Baseline { .. } | Captured::Protection(_) => {
+                        unreachable!("taken above, or of another engine")
+                    }
                 }
             }
         });

@@ -33,7 +33,7 @@ mod program;
 mod splice;
 
 pub(super) use facts::Facts;
-pub(super) use privileges::missing_privileges;
+pub(super) use privileges::{check_capture, missing_privileges};
 
 use super::accounts::{self, Statement};
 use super::{ask, sql};
