@@ -25,7 +25,7 @@ use crate::clock::Timestamp;
 use crate::error::Result;
 use crate::manifest::{BaselineMeta, EngineKind};
 use crate::position::Position;
-use crate::record::{Applied, BaselineTaken, Captured, Cut, OpenLog, Piece, Server};
+use crate::record::{Applied, BaselineTaken, Captured, Cut, OpenLog, Piece, Server, TimeSource};
 use bytes::Bytes;
 use std::fmt;
 use std::future::Future;
@@ -197,6 +197,14 @@ pub struct TargetOptions {
     pub databases: Vec<String>,
     /// Whether a running server that an interrupted restore left half filled is cleaned first.
     pub clean: bool,
+}
+
+/// What times the records of a source of this version.
+pub fn times(engine: EngineKind, version: &str) -> TimeSource {
+    match engine {
+        EngineKind::Mysql => mysql::times(version),
+        EngineKind::Redis => TimeSource::Sampled,
+    }
 }
 
 /// A source, ready to be captured from. Does not connect yet.

@@ -9,6 +9,7 @@
 //! **Invariant:** bytes are checked against their digests before they are handed to a target,
 //! and a target is called restored only after it was compared with what was sent.
 
+mod cut;
 mod feed;
 mod place;
 mod prepare;

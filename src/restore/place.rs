@@ -248,7 +248,7 @@ impl Search<'_> {
                     let nearest = vec![baseline.position.to_string()];
                     error.hint(hint(&nearest)).nearest(nearest)
                 })?;
-                check_names(&segments, spot)?;
+                check_names(&segments, spot.timeline, &spot.cut)?;
                 return Ok((baseline.clone(), segments));
             }
             let before = self.history.joins.iter().find(|(next, _)| *next == timeline);
@@ -333,14 +333,14 @@ impl Search<'_> {
 }
 
 /// A cut is found by the name of its file when the log is replayed: the name must be the only one.
-fn check_names(segments: &[SegmentMeta], spot: &Spot) -> Result<()> {
-    let another = segments.iter().find(|segment| {
-        segment.header.timeline != spot.timeline && segment.header.start.log == spot.cut.log
-    });
+pub(super) fn check_names(segments: &[SegmentMeta], timeline: u32, cut: &Position) -> Result<()> {
+    let another = segments
+        .iter()
+        .find(|segment| segment.header.timeline != timeline && segment.header.start.log == cut.log);
     let Some(another) = another else { return Ok(()) };
     Err(Error::refused(format!(
-        "the way to {} leads through timeline {}, which has another {} than timeline {}",
-        spot.cut, another.header.timeline, spot.cut.log, spot.timeline
+        "the way to {cut} leads through timeline {}, which has another {} than timeline {timeline}",
+        another.header.timeline, cut.log
     ))
     .hint("take a baseline in the newer timeline, or restore to an instant with --to"))
 }

@@ -2,6 +2,7 @@
 //!
 //! **Invariant:** the archive is read and nothing is touched.
 
+use super::cut;
 use super::place::Search;
 use super::{Goal, Job, Options, Plan};
 use crate::archive::Archive;
@@ -10,8 +11,7 @@ use crate::engine::{Destination, Needs, SourceOptions};
 use crate::error::{Class, Context, Error, Result};
 use crate::manifest::{BaselineMeta, EngineKind, SegmentMeta};
 use crate::plan::{self, History};
-use crate::position::Position;
-use crate::record::{Cut, Landing, Mark};
+use crate::record::{Cut, Landing};
 use std::collections::BTreeMap;
 
 /// Plans a restore: reads the archive, touches nothing.
@@ -135,7 +135,7 @@ fn to_instant(
     let (name, place) = (&source.name, &baseline.position);
     let segments = archive.segments_from(name, baseline.timeline, place, Some(at))?;
     let segments = plan::line_up(&baseline, segments, at)?;
-    let (cut, uncertainty_ms) = find_cut(archive, &baseline, &segments, at)?;
+    let (cut, uncertainty_ms) = cut::find(archive, &baseline, &segments, at)?;
     Ok(Way { baseline, segments, cut, uncertainty_ms, last_in: None, first_out: None })
 }
 
@@ -205,45 +205,4 @@ fn needs(archive: &Archive, baseline: &BaselineMeta, segments: &[SegmentMeta]) -
     needs.sources.sort_unstable();
     needs.sources.dedup();
     Ok(needs)
-}
-
-/// Where the log is cut, and how many ms the clock samples around the cut leave open. A log that
-/// carries commit times is cut by the engine; one that is timed by marks is cut at the last mark
-/// at or before the instant.
-fn find_cut(
-    archive: &Archive,
-    baseline: &BaselineMeta,
-    segments: &[SegmentMeta],
-    to: Timestamp,
-) -> Result<(Cut, Option<u64>)> {
-    if baseline.engine == EngineKind::Mysql {
-        return Ok((Cut::After(to), None));
-    }
-    let mut behind: Option<Mark> = None;
-    let open_ms = |at: Timestamp, offset: u64, behind: Option<Mark>| match behind {
-        Some(behind) if behind.offset != offset => behind.at.since(at).as_millis(),
-        _ => 0,
-    };
-    let exactness = |at, offset, behind| u64::try_from(open_ms(at, offset, behind)).ok();
-    let start = &baseline.position;
-    for segment in segments.iter().rev() {
-        let header = &segment.header;
-        let mut reader = archive.segment(&header.source, header.timeline, header.number)?;
-        for index in (0..reader.blocks().len()).rev() {
-            for mark in reader.marks(index)?.into_iter().rev() {
-                let is_before = header.start.log == start.log && mark.offset <= start.offset;
-                if mark.at > to && !is_before {
-                    behind = Some(mark);
-                } else if is_before {
-                    let exactness = exactness(baseline.at, start.offset, behind);
-                    return Ok((Cut::At(start.clone()), exactness));
-                } else {
-                    let exactness = exactness(mark.at, mark.offset, behind);
-                    let place = Position::new(header.start.log.clone(), mark.offset);
-                    return Ok((Cut::At(place), exactness));
-                }
-            }
-        }
-    }
-    Ok((Cut::At(start.clone()), exactness(baseline.at, start.offset, behind)))
 }

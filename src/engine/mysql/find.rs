@@ -7,6 +7,7 @@ use super::event::GtidEvent;
 use super::executed::Executed;
 use super::locate::Walk;
 use super::stream::End;
+use crate::clock::Timestamp;
 use crate::engine::place::{Found, Place, parse_offset};
 use crate::error::{Error, Result};
 use crate::position::Position;
@@ -117,6 +118,40 @@ pub(crate) fn find(
             }
             before = ended.map(landing).or(before);
             begin = end;
+        }
+    }
+    Ok(None)
+}
+
+/// Walks `pieces` like [`find`], to the first record from `first` on that carries a time later than
+/// `time`. Gives the offset at which it begins; `None` if there is none.
+///
+/// # Errors
+/// Those of the pieces; corrupt, if they are not what a source writes.
+pub fn find_late(
+    from: &Position,
+    pieces: &mut dyn Iterator<Item = Result<Piece>>,
+    first: u64,
+    time: Timestamp,
+) -> Result<Option<u64>> {
+    let mut walk = Walk::new(from, executed(from)?);
+    let mut begin = walk.track.offset;
+    for piece in pieces {
+        match piece? {
+            Piece::Log { at, head } => walk.begin(&at, &head)?,
+            Piece::Bytes(bytes) => walk.push(bytes)?,
+        }
+        while let Some(part) = walk.splitter.next()? {
+            let ended = walk.track.take(&part)?;
+            if let Some(End::Record(event)) = ended
+                && begin >= first
+                && event.immediate_commit_ts.is_some_and(|at| at > time)
+            {
+                return Ok(Some(begin));
+            }
+            if matches!(ended, Some(End::Record(_) | End::Outside)) {
+                begin = walk.track.whole;
+            }
         }
     }
     Ok(None)

@@ -6,6 +6,7 @@
 //! **Invariant:** a text without a version in it has no flavor: it is never taken for a server
 //! that pitr knows.
 
+use crate::record::TimeSource;
 use std::fmt;
 
 /// A family of servers that share a replication protocol and a form of GTIDs.
@@ -54,6 +55,14 @@ impl Flavor {
     /// Whether it is a MariaDB.
     pub(crate) fn is_maria(self) -> bool {
         self.family == Family::MariaDb
+    }
+}
+
+/// How the transactions of a server of this version are timed.
+pub(crate) fn times(version: &str) -> TimeSource {
+    match Flavor::parse(version) {
+        Some(flavor) if flavor.is_maria() => TimeSource::Header,
+        _ => TimeSource::Commit,
     }
 }
 

@@ -120,14 +120,15 @@ async fn check_gtid_mode(conn: &mut Conn, peer: &str) -> Result<()> {
     ))
 }
 
-/// What a MariaDB must not have switched on, as it makes the bytes on the wire others than those
-/// of its files.
+/// What a MariaDB must not have switched on. A dump from the middle of an encrypted file has an
+/// event that the file does not have there, so offsets would no longer be those of the file; a
+/// binlog in InnoDB (from 12.3 on) has neither files nor offsets.
 async fn check_maria(conn: &mut Conn, peer: &str) -> Result<()> {
     let ask = "SHOW GLOBAL VARIABLES WHERE Variable_name IN \
                ('encrypt_binlog', 'binlog_storage_engine') AND Value NOT IN ('', 'OFF')";
     let odd: Vec<(String, String)> = sql::rows(conn, peer, ask).await?;
     let Some((name, value)) = odd.first() else { return Ok(()) };
-    Err(Error::refused(format!("{peer} has {name}={value}: its binlog has no places that hold"))
+    Err(Error::refused(format!("{peer} has {name}={value}, which cannot be captured"))
         .hint(format!("start the server without {name}; pitr reads a binlog of plain files")))
 }
 

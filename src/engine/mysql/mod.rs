@@ -30,10 +30,13 @@ mod timing;
 
 pub use client::knock;
 pub(crate) use find::difference;
+pub use find::find_late;
 pub(in crate::engine) use find::{find, is_executed, parse_place};
+pub(in crate::engine) use flavor::times;
 pub use shape::{Shape, file_head};
 pub use sql::connect;
 pub use tail::MysqlSource;
+pub use timing::SPAN;
 
 // The full copy, and the way back.
 mod accounts;

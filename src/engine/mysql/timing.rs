@@ -22,7 +22,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 /// How much later than a mark's instant the bytes before it may have been committed, at most.
-pub(super) const SPAN: Duration = Duration::from_millis(20);
+pub const SPAN: Duration = Duration::from_millis(20);
 
 /// How many samples may wait for their bytes.
 const WAITING_MAX: usize = 4096;
@@ -167,17 +167,21 @@ impl Timing {
     /// What a new sample says when everything before `offset` of `log` was handed over and nothing
     /// else came: at once for a new place, then once in a while.
     pub(super) fn alive(&mut self, log: &str, offset: u64) -> Option<Mark> {
-        let mut mark = None;
-        while let Some(end) =
-            self.waiting.pop_front_if(|end| end.log == log && end.offset == offset)
-        {
-            mark = Some(Mark { offset, at: end.at });
+        let here = |end: &LogEnd| end.log == log && end.offset == offset;
+        // The newest stays for the bytes that come next, unless it is handed on now.
+        while self.waiting.get(1).is_some_and(here) {
+            self.waiting.pop_front();
         }
-        let (mark, now) = (mark?, Instant::now());
+        let end = self.waiting.front().filter(|end| here(end))?;
+        let (mark, now) = (Mark { offset, at: end.at }, Instant::now());
         let due = self.alive.is_none_or(|(last, when)| {
             last.offset != offset || (last.at < mark.at && when + ALIVE_EVERY <= now)
         });
-        due.then(|| self.alive = Some((mark, now)))?;
+        if !due {
+            return None;
+        }
+        self.waiting.pop_front();
+        self.alive = Some((mark, now));
         Some(mark)
     }
 }
@@ -236,6 +240,8 @@ mod tests {
         assert_eq!(at(timing.alive("b.000002", 100)), Some(4));
         timing.note(end("b.000002", 100, 5), "b.000002", 100);
         assert_eq!(at(timing.alive("b.000002", 100)), None);
+        // It is not lost: the next bytes begin with it.
+        assert_eq!(marks(&mut timing, "b.000002", 100, 110).await, [(100, 5)]);
         timing.note(end("b.000002", 120, 6), "b.000002", 100);
         assert_eq!(at(timing.alive("b.000002", 100)), None);
         assert_eq!(at(timing.alive("b.000002", 120)), Some(6));
