@@ -87,6 +87,7 @@ async fn capture(source: &Mysqld, size: u64, root: &Path) -> f64 {
         name: "bench".into(),
         engine: EngineKind::Mysql,
         endpoint: Endpoint::parse(EngineKind::Mysql, &source.url()).unwrap(),
+        standbys: vec![],
         sample_every: Duration::from_millis(100),
         dump_command: None,
         databases: vec![],

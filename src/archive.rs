@@ -395,7 +395,18 @@ impl Archive {
         until: Option<Timestamp>,
     ) -> Result<Vec<SegmentMeta>> {
         let open = self.open_segments(source)?;
-        let mut segments = self.segments_of(source, timeline, place, until, &open)?;
+        let sealed = self.catalog.segment_containing(source, timeline, &place.log, place.offset)?;
+        // The place may lie behind what the catalog has of its log.
+        let begins_before = |header: &SegmentHeader| {
+            header.timeline == timeline
+                && header.start.log == place.log
+                && header.start.offset <= place.offset
+        };
+        let holding = sealed.iter().chain(&open).filter(|s| begins_before(&s.header));
+        let Some(first) = holding.map(|segment| segment.header.number).max() else {
+            return Ok(vec![]);
+        };
+        let mut segments = self.segments_of(source, timeline, first, until, &open)?;
         let joins = self.joins(source, &open)?;
         while let Some(last) = segments.last()
             && until.is_none_or(|until| !segments.iter().any(|s| plan::is_past(s, until)))
@@ -408,7 +419,7 @@ impl Archive {
                         .is_some_and(|from| (from.timeline, from.number) == (timeline, number))
             };
             let Some(next) = joins.iter().map(|(header, _)| header).find(is_next) else { break };
-            let more = self.segments_of(source, next.timeline, &next.start, until, &open)?;
+            let more = self.segments_of(source, next.timeline, 1, until, &open)?;
             if more.is_empty() {
                 break;
             }
@@ -417,26 +428,15 @@ impl Archive {
         Ok(segments)
     }
 
-    /// The same, of one timeline only.
+    /// The same, of one timeline only, from the segment `first` on.
     fn segments_of(
         &self,
         source: &str,
         timeline: u32,
-        place: &Position,
+        first: u64,
         until: Option<Timestamp>,
         open: &[SegmentMeta],
     ) -> Result<Vec<SegmentMeta>> {
-        let sealed = self.catalog.segment_containing(source, timeline, &place.log, place.offset)?;
-        // The place may lie behind what the catalog has of its log.
-        let begins_before = |header: &SegmentHeader| {
-            header.timeline == timeline
-                && header.start.log == place.log
-                && header.start.offset <= place.offset
-        };
-        let holding = sealed.iter().chain(open).filter(|s| begins_before(&s.header));
-        let Some(first) = holding.map(|segment| segment.header.number).max() else {
-            return Ok(vec![]);
-        };
         let mut segments: Vec<SegmentMeta> = Vec::new();
         let mut next = Some(first);
         while let Some(number) = next {
@@ -445,15 +445,6 @@ impl Archive {
                 || until.is_some_and(|until| page.iter().any(|s| plan::is_past(s, until)));
             next = page.last().map(|last| last.header.number + 1).filter(|_| !is_end);
             segments.extend(page);
-        }
-        // The catalog knows no open segments: one of them may hold the place.
-        let holding = open.iter().rfind(|segment| {
-            let header = &segment.header;
-            let is_behind = header.start.log == place.log && header.start.offset <= place.offset;
-            header.timeline == timeline && is_behind
-        });
-        if let Some(holding) = holding {
-            segments.retain(|segment| segment.header.number >= holding.header.number);
         }
         for segment in open {
             let header = &segment.header;

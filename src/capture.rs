@@ -237,6 +237,11 @@ impl Capture {
         self.end.clone()
     }
 
+    /// The server that the archive's newest bytes came from.
+    pub fn server(&self) -> &Server {
+        &self.server
+    }
+
     /// Follows the place up to which everything is on disk.
     pub fn durable(&self) -> watch::Receiver<Option<Position>> {
         self.durable.subscribe()

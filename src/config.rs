@@ -77,7 +77,8 @@ struct ArchiveTable {
 struct SourceTable {
     name: String,
     engine: EngineKind,
-    url: String,
+    url: Option<String>,
+    urls: Option<Vec<String>>,
     password_file: Option<PathBuf>,
     password_command: Option<String>,
     credential: Option<String>,
@@ -194,30 +195,25 @@ impl Config {
 
 fn source(table: &SourceTable, config: &Path) -> Result<SourceOptions> {
     check_name(&table.name)?;
-    let mut endpoint = Endpoint::parse(table.engine, &table.url)?;
-    if !endpoint.password.is_empty() {
+    let mut endpoints = endpoints(table)?;
+    let has_passwords = endpoints.iter().any(|endpoint| !endpoint.password.is_empty());
+    if has_passwords {
         refuse_if_readable(config, "the configuration holds a password")?;
     }
     let given = [
         table.password_file.is_some(),
         table.password_command.is_some(),
         table.credential.is_some(),
-        !endpoint.password.is_empty(),
+        has_passwords,
     ];
     if given.iter().filter(|given| **given).count() > 1 {
         return Err(Error::usage("more than one password is given")
             .hint("keep one of password_file, password_command, credential and the url's"));
     }
-    if let Some(file) = &table.password_file {
-        endpoint.password = read_password(file)?;
-    } else if let Some(command) = &table.password_command {
-        endpoint.password = run_password_command(command)?;
-    } else if let Some(name) = &table.credential {
-        let dir = std::env::var_os("CREDENTIALS_DIRECTORY").ok_or_else(|| {
-            Error::usage(format!("credential {name:?}: $CREDENTIALS_DIRECTORY is not set"))
-                .hint(format!("add LoadCredential={name}:FILE to the systemd unit"))
-        })?;
-        endpoint.password = read_password(&Path::new(&dir).join(name))?;
+    if let Some(password) = password(table)? {
+        for endpoint in &mut endpoints {
+            endpoint.password = password.clone();
+        }
     }
     if let Some(tls) = &table.tls {
         if tls.mode == TlsMode::Off && (tls.ca.is_some() || tls.cert.is_some()) {
@@ -228,7 +224,9 @@ fn source(table: &SourceTable, config: &Path) -> Result<SourceOptions> {
             return Err(Error::usage("tls: `cert` and `key` go together")
                 .hint("give both for a client certificate, or neither"));
         }
-        endpoint.tls = tls.clone();
+        for endpoint in &mut endpoints {
+            endpoint.tls = tls.clone();
+        }
     }
     let semi_sync = table.semi_sync.unwrap_or(false);
     if semi_sync && table.engine != EngineKind::Mysql {
@@ -242,12 +240,59 @@ fn source(table: &SourceTable, config: &Path) -> Result<SourceOptions> {
     Ok(SourceOptions {
         name: table.name.clone(),
         engine: table.engine,
-        endpoint,
+        endpoint: endpoints.remove(0),
+        standbys: endpoints,
         sample_every: Duration::from_millis(sample_ms),
         dump_command: table.dump_command.clone(),
         databases: vec![],
         semi_sync,
     })
+}
+
+/// The servers of `url` or `urls`: at least one.
+fn endpoints(table: &SourceTable) -> Result<Vec<Endpoint>> {
+    let urls = match (&table.url, &table.urls) {
+        (Some(url), None) => vec![url.clone()],
+        (None, Some(urls)) if !urls.is_empty() => urls.clone(),
+        (Some(_), Some(_)) => {
+            return Err(Error::usage("both url and urls are given")
+                .hint("keep `urls = [\"…\", \"…\"]`, in the order of failover, or `url` alone"));
+        }
+        (None, _) => {
+            return Err(Error::usage("the url is missing")
+                .hint("add url = \"…\", or urls = [\"…\", \"…\"] for a server and its replicas"));
+        }
+    };
+    if urls.len() > 1 && table.engine != EngineKind::Mysql {
+        return Err(Error::usage(format!("urls has {} servers", urls.len()))
+            .hint("only a MySQL source is gone on from another server; keep one url"));
+    }
+    let mut endpoints: Vec<Endpoint> = Vec::new();
+    for url in &urls {
+        let endpoint = Endpoint::parse(table.engine, url)?;
+        if endpoints.iter().any(|known| known.address() == endpoint.address()) {
+            return Err(Error::usage(format!("urls has {} twice", endpoint.address()))
+                .hint("name each server once"));
+        }
+        endpoints.push(endpoint);
+    }
+    Ok(endpoints)
+}
+
+/// The password from beside the url, if one is named.
+fn password(table: &SourceTable) -> Result<Option<Secret>> {
+    if let Some(file) = &table.password_file {
+        return read_password(file).map(Some);
+    }
+    if let Some(command) = &table.password_command {
+        return run_password_command(command).map(Some);
+    }
+    let Some(name) = &table.credential else { return Ok(None) };
+    let dir = std::env::var_os("CREDENTIALS_DIRECTORY").ok_or_else(|| {
+        Error::usage(format!("credential {name:?}: $CREDENTIALS_DIRECTORY is not set"))
+            .hint(format!("add LoadCredential={name}:FILE to the systemd unit"))
+    })?;
+    read_password(&Path::new(&dir).join(name)).map(Some)
 }
 
 /// A source's name is a folder of the archive and a part of object names.
@@ -387,6 +432,24 @@ mod tests {
         assert_eq!(error.hint_text(), Some("did you mean `dir`?"));
         let error = parse(&MINIMAL.replace("url = \"redis", "sample_sm = 5\nurl = \"redis"));
         assert_eq!(error.unwrap_err().hint_text(), Some("did you mean `sample_ms`?"));
+    }
+
+    #[test]
+    fn several_servers_are_given_in_the_order_of_failover() {
+        let one = "url = \"mysql://pitr@127.0.0.1:3306\"";
+        let urls = |urls: &str| parse(&MINIMAL.replace(one, urls));
+        let config = urls("urls = [\"mysql://pitr@a\", \"mysql://pitr@b:3307\"]").unwrap();
+        let all: Vec<_> = config.sources[0].endpoints().map(ToString::to_string).collect();
+        assert_eq!(all, ["pitr@a:3306", "pitr@b:3307"]);
+        assert_eq!(config.sources[0].endpoint.host, "a");
+        for wrong in ["", "urls = []", "urls = [\"mysql://a\", \"mysql://a:3306\"]"] {
+            assert_eq!(urls(wrong).unwrap_err().class(), Class::Usage, "{wrong}");
+        }
+        let error = urls(&format!("{one}\nurls = [\"mysql://pitr@b\"]")).unwrap_err();
+        assert!(error.to_string().contains("both url and urls"), "{error}");
+        let redis = MINIMAL
+            .replace("url = \"redis://127.0.0.1:6379\"", "urls = [\"redis://a\", \"redis://b\"]");
+        assert!(parse(&redis).is_err());
     }
 
     #[test]

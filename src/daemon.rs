@@ -357,9 +357,8 @@ async fn recover(station: &Arc<Station>, config: &Config) -> Result<Capture> {
         Ok((capture, last))
     })
     .await?;
-    if let Some((place, bytes)) = last {
-        station.engine.recall(place, bytes.into());
-    }
+    let last = last.map(|(place, bytes)| (place, bytes.into()));
+    station.engine.recall(capture.server(), last);
     Ok(capture)
 }
 

@@ -115,7 +115,7 @@ pub(super) fn restore(config: &Config, args: &RestoreArgs, json: bool) -> Result
     let options = restore::Options {
         archive: config.archive.clone(),
         sources: sources.clone(),
-        configured: config.sources.iter().map(|source| source.endpoint.clone()).collect(),
+        configured: config.sources.iter().flat_map(SourceOptions::endpoints).cloned().collect(),
         to,
         targets,
         into: args.into.clone(),

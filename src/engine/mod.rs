@@ -56,9 +56,10 @@ pub trait Source: Send + Sync + fmt::Debug {
     /// Takes a full copy beside the running tail and streams it into `out`.
     fn baseline(&self, out: mpsc::Sender<Bytes>) -> Work<'_, BaselineTaken>;
 
-    /// Tells what the archive has directly before `place`, where the next stream is to go on: with
-    /// it, an engine can tell a log from another one that looks the same from outside.
-    fn recall(&self, _place: Position, _before: Bytes) {}
+    /// Tells what the archive ends with: the server that it came from, and the bytes directly
+    /// before the place where the next stream is to go on. With it, an engine can tell a log from
+    /// another one that looks the same from outside.
+    fn recall(&self, _server: &Server, _last: Option<(Position, Bytes)>) {}
 
     /// Walks an archived stream, which begins at `from`, up to the byte at `offset` of the log
     /// `from.log`, and says what stands there.
@@ -139,6 +140,9 @@ pub struct SourceOptions {
     pub engine: EngineKind,
     /// Where it is.
     pub endpoint: Endpoint,
+    /// Further servers with the same history, in the order in which they are gone on from when
+    /// the first one fails.
+    pub standbys: Vec<Endpoint>,
     /// How often the clock of a Redis source is sampled.
     pub sample_every: Duration,
     /// Commits of a MySQL source wait until the archive has them, where the source is set up for
@@ -148,6 +152,13 @@ pub struct SourceOptions {
     pub dump_command: Option<String>,
     /// The only databases that a baseline of MySQL holds; empty for all.
     pub databases: Vec<String>,
+}
+
+impl SourceOptions {
+    /// All servers, the first one first.
+    pub fn endpoints(&self) -> impl Iterator<Item = &Endpoint> {
+        std::iter::once(&self.endpoint).chain(&self.standbys)
+    }
 }
 
 /// Where a restore goes.

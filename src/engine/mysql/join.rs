@@ -8,7 +8,7 @@
 
 use super::executed::Executed;
 use super::flavor::{Family, Flavor};
-use super::sql;
+use super::{servers, sql};
 use crate::clock::Timestamp;
 use crate::engine::Endpoint;
 use crate::error::{Error, Result};
@@ -77,6 +77,7 @@ pub(crate) async fn look(conn: &mut Conn, peer: &str) -> Result<Facts> {
         check_maria(conn, peer).await?;
     } else {
         check_gtid_mode(conn, peer).await?;
+        check_logs_all(conn, peer).await?;
     }
     let identity = identity(conn, peer, flavor).await?;
     let new_words = !flavor.is_maria() && flavor.number >= NEW_WORDS;
@@ -105,6 +106,20 @@ pub(crate) async fn look(conn: &mut Conn, peer: &str) -> Result<Facts> {
         status,
         files,
     })
+}
+
+/// A replica that does not log what it replicates has none of it in its files.
+async fn check_logs_all(conn: &mut Conn, peer: &str) -> Result<()> {
+    let ask = "SHOW GLOBAL VARIABLES WHERE Variable_name IN \
+               ('log_replica_updates', 'log_slave_updates') AND Value = 'OFF'";
+    if sql::rows::<Row>(conn, peer, ask).await?.is_empty()
+        || !servers::replicates(conn, peer).await?
+    {
+        return Ok(());
+    }
+    Err(Error::refused(format!("{peer} is a replica that does not log what it replicates")).hint(
+        "start it with log_replica_updates=ON, or capture the server that it replicates from",
+    ))
 }
 
 async fn check_gtid_mode(conn: &mut Conn, peer: &str) -> Result<()> {
@@ -227,6 +242,14 @@ pub(crate) enum Start {
         /// The file.
         file: String,
     },
+    /// In this file of another server, behind everything that was archived: it is read from its
+    /// beginning, and what the archive has is left out.
+    Join {
+        /// Everything archived.
+        gtids: Executed,
+        /// The file: the newest before which nothing stands that the archive lacks.
+        file: String,
+    },
 }
 
 /// Decides where to begin. `same` is the identity of the server that the place is known to be of,
@@ -272,6 +295,13 @@ pub(crate) async fn decide(
             format!("{peer} has another {}, which is shorter than what was captured", at.log)
         });
     };
+    let told = facts.purged.subtract(&gtids);
+    if !maria && !told.is_empty() {
+        return broken(format!(
+            "{peer} has in no file what it says that it executed ({told}): it was told so by \
+             gtid_purged, or the files were purged before they were captured"
+        ));
+    }
     let same = same.is_some_and(|identity| identity == facts.identity);
     let known = if maria {
         same && gtids.is_subset(&facts.executed) && u32::try_from(at.offset).is_ok()
@@ -292,6 +322,53 @@ pub(crate) async fn decide(
         (true, _) => Start::Middle { at, gtids },
         (false, _) => Start::Walk { at, gtids },
     })
+}
+
+/// Finds where to go on in the log of another server than the archive ends with.
+///
+/// # Errors
+/// Unavailable, if it does not have all that is archived any more, or does not answer.
+pub(crate) async fn join(
+    conn: &mut Conn,
+    peer: &str,
+    facts: &Facts,
+    archived: Executed,
+) -> Result<Start> {
+    let (lost, purged) = (archived.subtract(&facts.executed), facts.purged.subtract(&archived));
+    if !lost.is_empty() || !purged.is_empty() {
+        return Err(Error::unavailable(format!(
+            "{peer} changed while it was looked at: it lacks {{{lost}}}, and has purged {{{purged}}}"
+        )));
+    }
+    // Each file's list holds that of the file before it.
+    let (mut low, mut high) = (0, facts.files.len());
+    while high - low > 1 {
+        let middle = usize::midpoint(low, high);
+        let Some((file, _)) = facts.files.get(middle) else { break };
+        if previous(conn, peer, file).await?.is_subset(&archived) {
+            low = middle;
+        } else {
+            high = middle;
+        }
+    }
+    let (file, _) = facts.files.get(low).ok_or_else(|| {
+        Error::unavailable(format!("{peer} lists no files")).hint("is log_bin on there?")
+    })?;
+    Ok(Start::Join { gtids: archived, file: file.clone() })
+}
+
+/// Everything executed before a file.
+async fn previous(conn: &mut Conn, peer: &str, file: &str) -> Result<Executed> {
+    // FORMAT_DESCRIPTION comes first.
+    let ask = format!("SHOW BINLOG EVENTS IN '{}' LIMIT 2", file.replace('\'', "''"));
+    let events: Vec<Row> = sql::rows(conn, peer, &ask).await?;
+    let text =
+        |row: &Row, column| row.get_opt::<String, _>(column).and_then(std::result::Result::ok);
+    let is_list = |row: &&Row| text(row, "Event_type").as_deref() == Some("Previous_gtids");
+    let list = events.iter().find(is_list).and_then(|row| text(row, "Info")).ok_or_else(|| {
+        Error::unavailable(format!("{peer} does not say what was executed before {file}"))
+    })?;
+    list.parse()
 }
 
 fn not_executed(peer: &str, lost: &Executed) -> String {
@@ -377,6 +454,27 @@ impl<'a> Aside<'a> {
     /// Asks over `conn`, if there is one, until that breaks; then over a new one.
     pub(crate) fn new(endpoint: &'a Endpoint, conn: Option<Conn>) -> Self {
         Self { endpoint, conn }
+    }
+
+    /// Everything that the source has executed.
+    ///
+    /// # Errors
+    /// Unavailable, if there is no answer in time; the next question gets a new connection.
+    pub(crate) async fn executed(&mut self, facts: &Facts) -> Result<Executed> {
+        let peer = self.endpoint.to_string();
+        let ask = async {
+            let mut conn = match self.conn.take() {
+                Some(conn) => conn,
+                None => sql::connect(self.endpoint).await?,
+            };
+            let executed = executed(&mut conn, &peer, facts.flavor).await?;
+            self.conn = Some(conn);
+            Ok(executed)
+        };
+        match tokio::time::timeout(ASIDE_TIMEOUT, ask).await {
+            Ok(answer) => answer,
+            Err(_) => Err(Error::unavailable(format!("{peer}: no answer in time"))),
+        }
     }
 
     /// An instant of the source's clock, and the file it writes and how far, no earlier than that.

@@ -22,6 +22,7 @@ mod packet;
 mod protection;
 mod pump;
 mod semisync;
+mod servers;
 mod shape;
 mod sql;
 mod stream;

@@ -7,11 +7,15 @@
 //! **Invariant:** what is handed over is the source's file, byte for byte, from the place named
 //! in [`Captured::Opened`] on. Events that the source makes up for its readers are never in it.
 
+mod joining;
+
+use self::joining::Joining;
 use super::auth::ServerError;
 use super::event::{
     Checksum, FormatDescription, Head, Heartbeat, MAGIC, Rotate, body, kind, verify_crc,
 };
 use super::executed::Executed;
+use super::flavor::Family;
 use super::join::{Aside, Facts, Start};
 use super::packet::{Fragment, FragmentReader};
 use super::semisync::{Acks, Flag};
@@ -22,6 +26,7 @@ use crate::error::{Error, Result};
 use crate::position::Position;
 use crate::record::{CHUNK_BYTES, Captured, Chunk, Continuity, Mark, Server, TimeSource};
 use bytes::Bytes;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -69,6 +74,8 @@ enum Hold {
     Walk { at: Position, gtids: Executed },
     /// PREVIOUS_GTIDS, which must say the same as the place.
     File { at: Position },
+    /// The first transaction that the archive does not have, or the end of the log.
+    Join,
     /// Nothing: it is open.
     Open,
 }
@@ -116,6 +123,10 @@ pub(crate) struct Pump<'a> {
     file: Option<FileId>,
     /// What a walk has to find before the place.
     proof: Option<Proof>,
+    /// What of another server's log is left out.
+    joining: Option<Joining>,
+    /// Set when the stream is open.
+    opened: &'a AtomicBool,
     /// Whether the current event is part of the file.
     stored: bool,
     /// Whether the event of the current packet has ended.
@@ -190,7 +201,7 @@ impl Filling {
 
 impl<'a> Pump<'a> {
     /// A pump for a dump that begins at `start`; gives the file and position to ask for, too.
-    /// `same` is the file that the last stream was in.
+    /// `same` is the file that the last stream was in; `opened` is set when this one is open.
     pub(crate) fn new(
         out: &'a mpsc::Sender<Captured>,
         facts: &'a Facts,
@@ -198,9 +209,11 @@ impl<'a> Pump<'a> {
         timing: Timing,
         start: Start,
         same: Option<FileId>,
+        opened: &'a AtomicBool,
     ) -> (Self, String, u64) {
         let magic = MAGIC.len() as u64;
         let history = matches!(start, Start::Begin { .. }).then(|| facts.current.clone());
+        let mut joining = None;
         let (hold, file, position, gtids) = match start {
             Start::Begin { broken } => {
                 (Hold::Begin { broken }, facts.current.0.clone(), magic, None)
@@ -214,6 +227,11 @@ impl<'a> Pump<'a> {
                 (Hold::Walk { at, gtids }, file, magic, None)
             }
             Start::File { at, gtids, file } => (Hold::File { at }, file, magic, Some(gtids)),
+            Start::Join { gtids, file } => {
+                let (had, archived) = (gtids.clone(), gtids);
+                joining = Some(Joining { had, archived, head: vec![], skipping: true });
+                (Hold::Join, file, magic, None)
+            }
         };
         let mut track = Track::new(&file, position, gtids);
         track.unlogged = Some(facts.purged.clone());
@@ -234,6 +252,8 @@ impl<'a> Pump<'a> {
             stuck: None,
             file: same,
             proof: None,
+            joining,
+            opened,
             stored: false,
             event_ended: false,
             acks: None,
@@ -391,6 +411,9 @@ impl<'a> Pump<'a> {
             self.check_incident(head)?;
             self.stuck = None;
             self.stored = !matches!(self.hold, Hold::Walk { .. });
+            if self.joining.is_some() {
+                self.stored = self.is_missing(head, &part).await?;
+            }
             if self.stored {
                 self.filling.see_origin(head.server_id);
                 if head.is_strange() {
@@ -423,7 +446,8 @@ impl<'a> Pump<'a> {
     /// An INCIDENT says that the source itself lost events: the history breaks off there. One
     /// that lies behind a first capture, or behind a break, is no news.
     fn check_incident(&mut self, head: &Head) -> Result<()> {
-        if head.kind != kind::INCIDENT {
+        let is_left_out = self.joining.as_ref().is_some_and(|joining| joining.skipping);
+        if head.kind != kind::INCIDENT || is_left_out {
             return Ok(());
         }
         let here = &self.track;
@@ -467,6 +491,15 @@ impl<'a> Pump<'a> {
                     (first, at) => first.or(at),
                 };
             }
+        }
+        if let (true, Some(joining)) = (self.stored, &mut self.joining)
+            && let End::Record(event) = end
+        {
+            if event.gtid.is_some_and(|gtid| !joining.archived.add(gtid)) {
+                self.track.forked = true;
+                return Err(self.track.corrupt("a transaction comes twice").into());
+            }
+            self.settle_joining();
         }
         if self.hold != Hold::Open {
             self.try_open().await?;
@@ -556,6 +589,7 @@ impl<'a> Pump<'a> {
 
     async fn open(&mut self, at: Position, continuity: Continuity) -> Result<(), Stop> {
         self.hold = Hold::Open;
+        self.opened.store(true, Ordering::Release);
         let server =
             Server { version: self.facts.version.clone(), identity: self.facts.identity.clone() };
         let skew_micros = self.facts.skew_micros;
@@ -568,6 +602,9 @@ impl<'a> Pump<'a> {
     }
 
     fn gtids(&self) -> String {
+        if let Some(joining) = &self.joining {
+            return joining.archived.to_string();
+        }
         self.track.gtids.as_ref().map(Executed::to_string).unwrap_or_default()
     }
 
@@ -610,7 +647,7 @@ impl<'a> Pump<'a> {
             if rotate.file == self.track.log || rotate.position != magic {
                 return Err(self.track.corrupt("the log goes on at an odd place").into());
             }
-            if self.hold != Hold::Open {
+            if !matches!(self.hold, Hold::Open | Hold::Join) {
                 return Err(self.track.corrupt("the file ends before the place").into());
             }
             self.flush().await?;
@@ -620,8 +657,16 @@ impl<'a> Pump<'a> {
             acks.begin_file(&rotate.file);
         }
         self.expect = Expect::Format;
+        if let Some(joining) = &mut self.joining {
+            joining.head = MAGIC.to_vec();
+            if joining.skipping {
+                return Ok(());
+            }
+        }
         self.filling.chunk.start = 0;
         if self.hold == Hold::Open {
+            // What was seen in the log before has to be named again.
+            self.filling.origins.clear();
             self.send(Captured::Log(self.beginning())).await?;
         }
         if !matches!(self.hold, Hold::Walk { .. }) {
@@ -633,7 +678,9 @@ impl<'a> Pump<'a> {
     /// Nothing has come for a while. If the source says that its log ends here, then everything
     /// committed until now was handed over.
     async fn heartbeat(&mut self, beat: &Heartbeat) -> Result<(), Stop> {
-        if self.track.is_open() || self.hold != Hold::Open || self.expect != Expect::Event {
+        let joins = self.joining.as_ref().is_some_and(|joining| joining.skipping);
+        let awaited = self.hold == Hold::Open || joins;
+        if self.track.is_open() || !awaited || self.expect != Expect::Event {
             return Ok(());
         }
         let offset = self.track.offset;
@@ -643,8 +690,16 @@ impl<'a> Pump<'a> {
             return Err(self.track.corrupt(&what).into());
         }
         self.flush().await?;
-        let (at, file, position) = match self.aside.end_of_log(self.facts).await {
-            Ok(end) => end,
+        let asked = async {
+            // Before the end of the log: all of it is logged before that end, if it is at all.
+            let executed = match self.facts.flavor.family {
+                Family::MySql => Some(self.aside.executed(self.facts).await?),
+                Family::MariaDb => None,
+            };
+            Ok((executed, self.aside.end_of_log(self.facts).await?))
+        };
+        let (executed, (at, file, position)) = match asked.await {
+            Ok::<_, Error>(answers) => answers,
             Err(error) => {
                 tracing::warn!("no proof that nothing is missing: {error}");
                 return Ok(());
@@ -653,6 +708,12 @@ impl<'a> Pump<'a> {
         let same = file == self.track.log;
         if same && position == offset {
             self.stuck = None;
+            if joins {
+                self.open_here().await?;
+            }
+            if let Some(executed) = executed {
+                self.check_unlogged(&executed)?;
+            }
             return if self.timing.is_sampled() {
                 Ok(())
             } else {

@@ -30,6 +30,7 @@ pub(super) fn source_at(endpoint: Endpoint) -> Arc<MysqlSource> {
         name: "shop".into(),
         engine: EngineKind::Mysql,
         endpoint,
+        standbys: vec![],
         sample_every: Duration::from_millis(100),
         dump_command: None,
         databases: vec![],
@@ -60,6 +61,8 @@ pub(super) struct Kept {
     pub(super) opened: Vec<(Position, Continuity)>,
     pub(super) skew_micros: i64,
     pub(super) files: BTreeMap<String, Vec<u8>>,
+    /// The first bytes of files that are captured from their middle on.
+    pub(super) heads: BTreeMap<String, Vec<u8>>,
     pub(super) logs: Vec<Position>,
     pub(super) chunks: Vec<Seen>,
     pub(super) marks: Vec<Mark>,
@@ -81,7 +84,14 @@ impl Kept {
                 self.server = server;
                 self.skew_micros = skew_micros;
                 (self.log, self.offset) = (at.log.clone(), at.offset);
-                if continuity == Continuity::Continues {
+                if let Continuity::Joins { head } = &continuity {
+                    // Other files from here on, of the same history.
+                    assert_eq!(Some(&at.gtids), self.whole.as_ref().map(|whole| &whole.gtids));
+                    self.heads.insert(at.log.clone(), head.to_vec());
+                    self.files.clear();
+                    let before = usize::try_from(at.offset).unwrap();
+                    self.files.insert(at.log.clone(), vec![0; before]);
+                } else if continuity == Continuity::Continues {
                     assert_eq!(Some(&at), self.whole.as_ref());
                 } else {
                     self.files.clear();
@@ -140,6 +150,11 @@ impl Kept {
             let mut on_disk = std::fs::read(server.datadir().join(name)).unwrap();
             if self.log == *name {
                 on_disk[IN_USE_AT] = 0;
+            }
+            if let Some(head) = self.heads.get(name) {
+                assert!(on_disk.starts_with(head));
+                let before = captured.iter().take_while(|byte| **byte == 0).count();
+                on_disk[..before].fill(0);
             }
             if *captured != on_disk {
                 let at = captured.iter().zip(&on_disk).position(|(a, b)| a != b);

@@ -247,7 +247,8 @@ async fn a_source_that_is_reset_and_does_the_same_again_is_a_break() {
     let place = kept.whole.clone().unwrap();
     assert_eq!(status(&server).await.1, place.offset);
     let another_process = source(&server);
-    another_process.recall(place.clone(), kept.files[&place.log].clone().into());
+    let last = kept.files[&place.log].clone().into();
+    another_process.recall(&kept.server, Some((place.clone(), last)));
     breaks(&server, &another_process, kept, "binlog.000001", "was reset").await;
 }
 

@@ -226,7 +226,9 @@ async fn a_reset_source_is_a_break(#[case] more: u32) {
 #[case::the_same_process(false)]
 #[case::another_process(true)]
 #[tokio::test]
-async fn another_server_with_the_same_transactions_is_a_break(#[case] restarted: bool) {
+async fn another_server_with_the_same_transactions_is_gone_on_from_by_its_gtids(
+    #[case] restarted: bool,
+) {
     let (mut server, first, capture) = captured(&[]).await;
     let kept = capture.stop().await;
     server.stop().await;
@@ -243,8 +245,14 @@ async fn another_server_with_the_same_transactions_is_a_break(#[case] restarted:
     let capture = Capture::go_on(&source, kept);
     capture.caught_up(&server).await;
     let kept = capture.stop().await;
-    let reason = if restarted { "is not the one" } else { "is another server now" };
-    assert_broken(&kept, "binlog.000001", reason);
+    if restarted {
+        // Nothing told this process which server it was.
+        assert_broken(&kept, "binlog.000001", "is not the one");
+    } else {
+        let (at, continuity) = kept.opened.last().unwrap();
+        assert!(matches!(continuity, Continuity::Joins { .. }), "{continuity:?}");
+        assert_eq!((at.log.as_str(), kept.records()), ("binlog.000001", 3));
+    }
     assert_ne!(kept.server.identity, uuid);
     kept.assert_same_files(&server);
 }
@@ -309,7 +317,7 @@ async fn a_source_that_is_reset_while_nobody_looks_is_a_break() {
     let archived = Bytes::from(kept.files[&place.log].clone());
     let another_process = source(&server);
     let before = archived.slice(..usize::try_from(place.offset).unwrap());
-    another_process.recall(place, before);
+    another_process.recall(&kept.server, Some((place, before)));
     let capture = Capture::go_on(&another_process, kept);
     capture.caught_up(&server).await;
     let kept = capture.stop().await;

@@ -48,6 +48,7 @@ pub(crate) fn source_options(url: &str) -> SourceOptions {
         name: "shop-mysql".into(),
         engine: EngineKind::Mysql,
         endpoint: Endpoint::parse(EngineKind::Mysql, url).unwrap(),
+        standbys: vec![],
         sample_every: Duration::from_millis(100),
         dump_command: None,
         databases: vec![],

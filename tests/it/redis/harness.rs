@@ -146,6 +146,7 @@ pub(super) fn source(endpoint: Endpoint) -> RedisSource {
         name: "shop-redis".into(),
         engine: EngineKind::Redis,
         endpoint,
+        standbys: vec![],
         sample_every: Duration::from_millis(100),
         dump_command: None,
         databases: vec![],

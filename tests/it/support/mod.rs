@@ -22,7 +22,7 @@ mod process;
 mod proxy;
 mod redis_server;
 
-pub(crate) use mysqld::{Mariadbd, Mysqld};
+pub(crate) use mysqld::{Mariadbd, Mysqld, copy_dir};
 pub(crate) use pitr::{Daemon, Output, Pitr};
 pub(crate) use process::program;
 pub(crate) use proxy::Proxy;

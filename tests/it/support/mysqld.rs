@@ -321,7 +321,7 @@ fn rename(from: &Path, to: &Path) {
 }
 
 /// Copies a folder with everything in it; the copy's folder may exist.
-pub(super) fn copy_dir(from: &Path, to: &Path) {
+pub(crate) fn copy_dir(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();

@@ -67,6 +67,7 @@ async fn run(start: Start, facts: &Facts, sent: Vec<Vec<u8>>) -> (Vec<Captured>,
         password: Secret::default(),
         tls: TlsOptions::default(),
     };
+    let opened = AtomicBool::new(false);
     let (mut pump, asked, position) = Pump::new(
         &out,
         facts,
@@ -74,6 +75,7 @@ async fn run(start: Start, facts: &Facts, sent: Vec<Vec<u8>>) -> (Vec<Captured>,
         Timing::default(),
         start,
         Some((LOG.into(), 1)),
+        &opened,
     );
     assert_eq!((asked.as_str(), position >= 4), (LOG, true));
     let send = async {
