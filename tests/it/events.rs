@@ -13,7 +13,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-const SCHEMA: &str = "
+pub(crate) const SCHEMA: &str = "
     CREATE DATABASE e; USE e;
     CREATE TABLE t (id INT AUTO_INCREMENT PRIMARY KEY, a VARCHAR(200), b LONGBLOB, j JSON,
         g INT AS (LENGTH(a)) STORED, h INT INVISIBLE DEFAULT 7, v VECTOR(3));
@@ -23,7 +23,7 @@ const SCHEMA: &str = "
         FOREIGN KEY (p) REFERENCES p (id) ON DELETE CASCADE ON UPDATE SET NULL)";
 
 /// Row events in all their forms.
-const ROWS: [&str; 8] = [
+pub(crate) const ROWS: [&str; 8] = [
     "SET GTID_NEXT = 'AUTOMATIC:tag_a'; INSERT INTO e.t (a) VALUES ('tagged');
      SET GTID_NEXT = 'AUTOMATIC'",
     "SET binlog_transaction_compression = ON; BEGIN;
@@ -53,7 +53,7 @@ const ROWS: [&str; 8] = [
 ];
 
 /// Statements as events, with what stands in front of them.
-const STATEMENTS: [&str; 4] = [
+pub(crate) const STATEMENTS: [&str; 4] = [
     "SET binlog_format = STATEMENT; SET @u = 'user variable', @d = 1.5, @n = NULL;
      INSERT INTO e.t (a) VALUES (@u), (@d), (@n); INSERT INTO e.t (a) VALUES (CONCAT(RAND()));
      INSERT INTO e.m (a) VALUES (LAST_INSERT_ID()), (NOW(6)); DELETE FROM e.m WHERE a = 'x'",
@@ -125,7 +125,7 @@ fn load_files(server: &Mysqld) {
 }
 
 async fn restored(pitr: &Pitr, to: &str) -> Mysqld {
-    let target = Mysqld::start(&["--max-allowed-packet=64M"]).await;
+    let target = Mysqld::start(&["--max-allowed-packet=1G"]).await;
     let name = format!("shop-mysql={}", target.url());
     pitr.run(&["restore", "--to", to, "--target", &name]).await.ok();
     target
@@ -329,4 +329,43 @@ async fn an_event_of_an_unknown_type_is_stored_reported_and_never_skipped() {
     // What stands before is as good as ever.
     let target = restored(&pitr, &before).await;
     assert_eq!(target.row::<u64>("SELECT COUNT(*) FROM e.t").await, 0);
+}
+
+/// The largest frame of the protocol, in bytes. A packet has one byte more than its event.
+const FRAME: usize = 0xff_ffff;
+
+/// The lengths of the events of a file.
+fn lengths(file: &Path) -> BTreeSet<usize> {
+    let bytes = std::fs::read(file).unwrap();
+    let (mut lengths, mut rest) = (BTreeSet::new(), &bytes[4..]);
+    while !rest.is_empty() {
+        let length = u32::from_le_bytes(rest[9..13].try_into().unwrap()) as usize;
+        lengths.insert(length);
+        rest = &rest[length..];
+    }
+    lengths
+}
+
+#[tokio::test]
+async fn events_that_fill_their_frames_exactly_pass_both_ways() {
+    let source = Mysqld::start(&["--max-allowed-packet=1G"]).await;
+    let pitr = Pitr::new(&[("shop-mysql", source.url())]);
+    pitr.run(&["init"]).await.ok();
+    let mut daemon = pitr.spawn_run();
+    until_windows(&pitr, &mut daemon).await;
+    source.sql("CREATE DATABASE e; CREATE TABLE e.b (n INT PRIMARY KEY, x LONGBLOB)").await;
+    source.sql("INSERT INTO e.b VALUES (0, REPEAT('x', 100000))").await;
+    let file = source.datadir().join("binlog.000001");
+    let overhead = lengths(&file).last().unwrap() - 100_000;
+    for (n, length) in [(1, FRAME - 1), (2, FRAME), (3, 2 * FRAME - 1)] {
+        let bytes = length - overhead;
+        source.sql(&format!("INSERT INTO e.b VALUES ({n}, REPEAT('x', {bytes}))")).await;
+        assert!(lengths(&file).contains(&length), "{:?}", lengths(&file));
+    }
+    until_durable(&pitr, &mut daemon).await;
+    let target = restored(&pitr, "latest").await;
+    let sums = "SELECT COUNT(*), SUM(LENGTH(x)), SUM(CRC32(x)) FROM e.b";
+    let (here, there): ((u64, u64, u64), (u64, u64, u64)) =
+        (source.row(sums).await, target.row(sums).await);
+    assert_eq!((here.0, here), (4, there));
 }

@@ -20,6 +20,7 @@ mod apply_sql;
 mod baseline_exact;
 mod cli;
 mod continuity;
+mod corpus;
 mod crash;
 mod daemon;
 mod damage;

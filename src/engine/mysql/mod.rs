@@ -29,6 +29,10 @@ mod stream;
 mod tail;
 mod timing;
 
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz;
+
 pub use client::knock;
 pub(crate) use find::difference;
 pub use find::find_late;

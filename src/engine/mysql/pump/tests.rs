@@ -249,13 +249,32 @@ async fn in_the_middle_the_repeated_format_is_not_stored() {
 }
 
 #[tokio::test]
+async fn beyond_4_gib_places_and_heartbeats_have_all_their_bits() {
+    let last = transaction(4, &[9], C);
+    let (at, gtids) = place((5 << 30) + 7, &format!("{}:1-3", uuid()));
+    let end = at.offset + last.len() as u64;
+    let start = || Start::Middle { at: at.clone(), gtids: gtids.clone() };
+    let sent = |said| {
+        let begin = vec![artificial_rotate(3, LOG, at.offset, C), format_description(C)];
+        [begin, events(&last), vec![heartbeat_v2(3, LOG, said, C)]].concat()
+    };
+    let (all, stop) = run(start(), &facts(9), sent(end)).await;
+    assert_eq!(message(&stop).0, "unavailable", "{stop:?}");
+    let Some(Captured::Chunk(chunk)) = all.last() else { panic!("{all:?}") };
+    assert_eq!((chunk.start, chunk.end()), (at.offset, end));
+    assert_eq!(chunk.whole.as_ref().unwrap().offset, end);
+    let (_, stop) = run(start(), &facts(9), sent(end & 0xffff_ffff)).await;
+    assert!(message(&stop).1.contains("believes to be at"), "{stop:?}");
+}
+
+#[tokio::test]
 async fn chunks_keep_their_length_whatever_comes_first() {
     let many: Vec<String> = (0..200_000).map(|i| (2 * i + 5).to_string()).collect();
     let mut log = format_description(C);
     log.extend(previous_gtids(&format!("{}:{}", uuid(), many.join(":")), C));
     assert!(log.len() > 3 * CHUNK_BYTES);
-    // An event of a length at which its packet ends in an empty frame.
-    log.extend(transaction(3, &[9, MAX_FRAME - 1 - 19 - 4], C));
+    // Events of lengths at which their packets end in an empty frame.
+    log.extend(transaction(3, &[9, MAX_FRAME - 1 - 19 - 4, 2 * MAX_FRAME - 1 - 19 - 4], C));
     let (all, _) = run(begin(), &facts(4), dump(&log)).await;
     assert!(bytes(&all) == [&MAGIC[..], &log].concat());
     let mut at = 0;

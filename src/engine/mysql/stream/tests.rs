@@ -220,6 +220,33 @@ fn a_large_set_is_read_whole() {
     assert_eq!(gtids(&track).count(), 20_001);
 }
 
+#[test]
+fn a_transaction_over_4_gib_ends_where_it_says_in_a_file_over_4_gib() {
+    const BEFORE: u64 = 6 << 30;
+    const BETWEEN: u64 = 5 << 30;
+    let mut log = transaction(3, &[20, 40], Checksum::Crc32);
+    let gtid = Head::parse(&log).unwrap().length as usize;
+    let promised = log.len() as u64 + BETWEEN;
+    log[gtid - 4 - 8..gtid - 4].copy_from_slice(&promised.to_le_bytes());
+    renew_crc(&mut log[..gtid]);
+    let known = format!("{}:1-2", uuid()).parse().unwrap();
+    let mut track = Track::new("binlog.000001", BEFORE, Some(known));
+    track.checksum = Checksum::Crc32;
+    let mut splitter = Splitter::default();
+    splitter.push(Bytes::from(log));
+    for end in [End::Within, End::Within] {
+        let part = splitter.next().unwrap().unwrap();
+        assert_eq!(track.take(&part).unwrap(), Some(end));
+    }
+    // What stands between are 5 GiB of events that nobody has to make for this.
+    track.offset += BETWEEN;
+    track.event_end += BETWEEN;
+    let part = splitter.next().unwrap().unwrap();
+    assert!(track.is_open() && track.whole == BEFORE);
+    assert!(matches!(track.take(&part).unwrap(), Some(End::Record(_))));
+    assert_eq!((track.whole, track.is_open()), (BEFORE + promised, false));
+}
+
 proptest! {
     #[test]
     fn what_is_read_does_not_depend_on_how_it_arrives(

@@ -1,0 +1,101 @@
+//! Makes `fixtures/corpus`: bytes of real servers for the fuzz targets.
+
+use crate::events::{ROWS, SCHEMA, STATEMENTS};
+use crate::support::{Mariadbd, Mysqld};
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use tokio::io::AsyncReadExt;
+
+/// The largest file of the corpus, in bytes.
+const LARGEST: usize = 16 << 10;
+
+/// What MariaDB writes in its own way.
+const MARIA: [&str; 4] = [
+    "CREATE DATABASE e; CREATE TABLE e.t (a INT PRIMARY KEY, b TEXT); CREATE SEQUENCE e.s",
+    "INSERT INTO e.t VALUES (1, REPEAT('x', 500)); SELECT NEXTVAL(e.s);
+     SET gtid_domain_id = 7; UPDATE e.t SET b = REPEAT('y', 300)",
+    "SET gtid_domain_id = 8; SET SESSION binlog_format = STATEMENT; BEGIN;
+     INSERT INTO e.t VALUES (RAND() * 0 + 2, @@session.server_id); COMMIT",
+    "XA START 'a'; INSERT INTO e.t VALUES (3, ''); XA END 'a'; XA PREPARE 'a'; XA COMMIT 'a';
+     CREATE TABLE e.u (c INT) ENGINE = MyISAM; BEGIN; INSERT INTO e.u VALUES (1);
+     INSERT INTO e.t VALUES (4, ''); ROLLBACK; DELETE FROM e.t",
+];
+
+struct Corpus {
+    dir: PathBuf,
+    kinds: BTreeSet<u8>,
+}
+
+impl Corpus {
+    fn put(&self, part: &str, name: &str, bytes: &[u8]) {
+        if bytes.len() <= LARGEST {
+            std::fs::create_dir_all(self.dir.join(part)).unwrap();
+            std::fs::write(self.dir.join(part).join(name), bytes).unwrap();
+        }
+    }
+
+    /// A binlog file: as a stream, as packets, and the first of each type of its events.
+    fn file(&mut self, name: &str, file: &[u8]) {
+        let log = &file[4..];
+        // The first byte says in which pieces the bytes arrive.
+        self.put("stream", name, &[&[40], log].concat());
+        let (mut rest, mut packets, mut sequence) = (log, vec![3], 0_u8);
+        while !rest.is_empty() {
+            let length = u32::from_le_bytes(rest[9..13].try_into().unwrap()) as usize;
+            let (event, behind) = rest.split_at(length);
+            let [a, b, c, _] = u32::try_from(length + 1).unwrap().to_le_bytes();
+            packets.extend([a, b, c, sequence, 0]);
+            packets.extend(event);
+            sequence = sequence.wrapping_add(1);
+            if self.kinds.insert(event[4]) {
+                self.put("event", &format!("type-{:03}", event[4]), event);
+            }
+            if matches!(event[4], 35 | 163) {
+                self.put("gtids", name, &event[19..length - 4]);
+            }
+            rest = behind;
+        }
+        self.put("packets", name, &packets);
+    }
+
+    async fn files(&mut self, name: &str, server: &Mysqld) {
+        let mut greeting = vec![1];
+        let port = ("127.0.0.1", server.port());
+        let mut io = tokio::net::TcpStream::connect(port).await.unwrap();
+        io.read_buf(&mut greeting).await.unwrap();
+        self.put("packets", &format!("{name}-greeting"), &greeting);
+        for entry in std::fs::read_dir(server.datadir()).unwrap() {
+            let entry = entry.unwrap();
+            let file = entry.file_name().into_string().unwrap();
+            if let Some(number) = file.strip_prefix("binlog.").filter(|n| n.starts_with('0')) {
+                self.file(&format!("{name}-{number}"), &std::fs::read(entry.path()).unwrap());
+            }
+        }
+    }
+}
+
+#[tokio::test]
+#[ignore = "writes fixtures/corpus anew; see fixtures/README.md"]
+async fn the_corpus_is_made_anew_from_real_servers() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/corpus");
+    let mut corpus = Corpus { dir, kinds: BTreeSet::new() };
+    let mut mysql = Mysqld::start(&[]).await;
+    for statements in [&[SCHEMA][..], &ROWS, &STATEMENTS].concat() {
+        mysql.sql(statements).await;
+        mysql.sql("FLUSH BINARY LOGS").await;
+    }
+    mysql.sql("XA START 'a'; DELETE FROM e.t; XA END 'a'; XA PREPARE 'a'; XA ROLLBACK 'a'").await;
+    mysql.restart().await;
+    corpus.files("mysql", &mysql).await;
+    corpus.put("gtids", "mysql-text", mysql.gtid_executed().await.as_bytes());
+
+    let maria = Mariadbd::start(&["--log-bin-compress=ON", "--log-bin-compress-min-len=20"]).await;
+    for statements in MARIA {
+        maria.sql(statements).await;
+        maria.sql("FLUSH BINARY LOGS").await;
+    }
+    corpus.files("mariadb", &maria).await;
+    let state: String = maria.row("SELECT @@gtid_binlog_state").await;
+    corpus.put("gtids", "mariadb-text", state.as_bytes());
+    println!("types of events: {:?}", corpus.kinds);
+}
