@@ -2,9 +2,12 @@
 //! be, there is no baseline.
 
 use crate::mysql_restore::harness::*;
-use crate::support::Mysqld;
+use crate::support::{Mariadbd, Mysqld, program};
 use mysql_async::prelude::Queryable;
 use pitr::engine::Target;
+use pitr::error::Class;
+use std::io::Write as _;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 /// Statements that are sent one by one, in a session that lets odd values in.
@@ -158,4 +161,125 @@ async fn an_odd_mysql_server_comes_back_bit_for_bit() {
     }
     let zeros = bits(&target, "SELECT f, d FROM odd.floats WHERE id = 1").await;
     assert_eq!(zeros, [["Float(-0.0)", "Double(-0.0)"]]);
+}
+
+/// What only MariaDB has.
+const ODD_MARIADB: &str = r"
+    USE odd;
+    CREATE SEQUENCE seq START WITH 5 INCREMENT BY 3 CACHE 10;
+    DO NEXTVAL(seq);
+    CREATE TABLE versioned (id INT PRIMARY KEY, f FLOAT, e ENUM('', 'x')) WITH SYSTEM VERSIONING;
+    INSERT INTO versioned VALUES (1, 0.1, 0), (2, 1.17549435e-38, 1);
+    UPDATE versioned SET f = 0.3;
+    DELETE FROM versioned WHERE id = 2;
+    CREATE TABLE period (id INT PRIMARY KEY, f FLOAT, a TIMESTAMP(6) GENERATED ALWAYS AS ROW START,
+        z TIMESTAMP(6) GENERATED ALWAYS AS ROW END INVISIBLE, PERIOD FOR SYSTEM_TIME (a, z)) WITH SYSTEM VERSIONING;
+    INSERT INTO period (id, f) VALUES (1, 0.1);
+    UPDATE period SET f = 0.2;
+    CREATE TABLE whole (id INT PRIMARY KEY, s VARCHAR(9)) WITH SYSTEM VERSIONING;
+    INSERT INTO whole VALUES (1, 'a');
+    UPDATE whole SET s = 'b';
+    CREATE TABLE types (f FLOAT, u UUID, i6 INET6, h INT INVISIBLE DEFAULT 4, c TEXT COMPRESSED);
+    INSERT INTO types VALUES (1.3, '123e4567-e89b-12d3-a456-426655440000', '::ffff:1.2.3.4', 'text');
+    SET sql_mode = 'ORACLE';
+    CREATE PACKAGE pk AS FUNCTION one RETURN INT; END;
+    CREATE PACKAGE BODY pk AS FUNCTION one RETURN INT AS BEGIN RETURN 1; END; END;
+    SET sql_mode = '';
+    CREATE ROLE r1;
+    CREATE ROLE r2 WITH ADMIN r1;
+    GRANT SELECT ON odd.* TO r1;
+    CREATE USER `ö`@`10.0.%` IDENTIFIED VIA mysql_native_password USING PASSWORD('x') OR unix_socket
+        REQUIRE SSL WITH MAX_QUERIES_PER_HOUR 5 ACCOUNT LOCK PASSWORD EXPIRE INTERVAL 90 DAY;
+    CREATE USER expired@localhost IDENTIFIED BY 'y' PASSWORD EXPIRE;
+    GRANT r1 TO `ö`@`10.0.%` WITH ADMIN OPTION;
+    SET DEFAULT ROLE r1 FOR `ö`@`10.0.%`;
+    GRANT SELECT (f), UPDATE (f) ON odd.floats TO expired@localhost;
+    GRANT EXECUTE ON FUNCTION odd.fn TO expired@localhost WITH GRANT OPTION;
+    GRANT SLAVE MONITOR, RELOAD ON *.* TO expired@localhost;
+    GRANT PROXY ON expired@localhost TO `ö`@`10.0.%`;
+    GRANT SELECT ON odd.keyless TO PUBLIC";
+
+/// Loads a baseline as a user would, with the stock client.
+fn load_by_hand(target: &Mysqld, baseline: &[u8]) {
+    let mut child = Command::new(program("mariadb"))
+        .args(["--no-defaults", "--binary-mode", "--default-character-set=utf8mb4", "-uroot"])
+        .arg(format!("--socket={}", target.socket().display()))
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(baseline).unwrap();
+    assert!(child.wait().unwrap().success());
+}
+
+#[tokio::test]
+async fn an_odd_mariadb_server_comes_back_bit_for_bit() {
+    let source = Mariadbd::start(&[]).await;
+    // Names of MariaDB are within the basic plane of Unicode.
+    fill(&source, &ODD.replace('😀', "ü")).await;
+    fill(&source, ODD_MARIADB).await;
+    settle().await;
+    let (taken, bytes) = try_baseline(&source_options(&source.url())).await.unwrap();
+    let status: (String, u64, String, String) = source.row("SHOW MASTER STATUS").await;
+    assert_eq!((taken.position.log, taken.position.offset), (status.0, status.1));
+    let target = Mariadbd::start(&[]).await;
+    load_by_hand(&target, &bytes);
+    let of = async |server: &Mysqld| {
+        let mut conn = server.conn().await;
+        let data = pitr::engine::mysql::digest::digest(&mut conn).await.unwrap();
+        (data, pitr::engine::mysql::digest::digest_accounts(&mut conn).await.unwrap())
+    };
+    // Only then does every account show what everybody has.
+    source.sql("FLUSH PRIVILEGES").await;
+    let (left, right) = (of(&source).await, of(&target).await);
+    assert_eq!(left.0.diff(&right.0), [""; 0]);
+    assert_eq!(left.1.diff(&right.1), [""; 0]);
+    for query in [
+        "SELECT id, f, u, z, fd, d, dd, f24, g, gv FROM odd.floats",
+        "SELECT * FROM odd.doubles",
+        "SELECT *, row_start, row_end FROM odd.versioned FOR SYSTEM_TIME ALL",
+    ] {
+        let (left, right) = (bits(&source, query).await, bits(&target, query).await);
+        assert!(left.len() > 2);
+        assert_eq!(left, right, "{query}");
+    }
+    let roles = "SELECT * FROM mysql.roles_mapping ORDER BY 1, 2, 3";
+    let of = async |server: &Mysqld| server.rows::<(String, String, String, String)>(roles).await;
+    assert_eq!(of(&source).await, of(&target).await);
+}
+
+#[tokio::test]
+async fn the_dump_program_is_of_the_servers_family() {
+    for (server, name) in
+        [(Mysqld::start(&[]).await, "mariadb-dump"), (Mariadbd::start(&[]).await, "mysqldump")]
+    {
+        let mut options = source_options(&server.url());
+        options.dump_command = Some(program(name).display().to_string());
+        let error = try_baseline(&options).await.unwrap_err();
+        assert_eq!(error.class(), Class::Unavailable);
+        assert!(error.to_string().contains("of another family"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_prepared_xa_transaction_is_waited_for() {
+    let source = Mysqld::start(&[]).await;
+    source.sql("CREATE DATABASE shop; CREATE TABLE shop.t (id INT PRIMARY KEY)").await;
+    settle().await;
+    let mut conn = source.conn().await;
+    let begin = "XA START 'a''b', 'c', 7; INSERT INTO shop.t VALUES (1); XA END 'a''b', 'c', 7; \
+                 XA PREPARE 'a''b', 'c', 7";
+    conn.query_drop(begin).await.unwrap();
+    let options = source_options(&source.url());
+    let error = try_baseline(&options).await.unwrap_err();
+    let hint = error.hint_text().unwrap();
+    assert!(error.to_string().contains("X'612762',X'63',7"), "{error}");
+    // It is ended while the next one waits, and then its row is in.
+    let commit = hint.split(": ").nth(1).unwrap().split(", or").next().unwrap().to_owned();
+    let ending = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        conn.query_drop(&commit).await.unwrap();
+    };
+    let (taken, ()) = tokio::join!(try_baseline(&options), ending);
+    let (_, bytes) = taken.unwrap();
+    assert!(String::from_utf8_lossy(&bytes).contains("INSERT INTO `t` VALUES (1);"));
 }

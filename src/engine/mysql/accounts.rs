@@ -9,7 +9,10 @@
 //! **Invariant:** a statement is one line and stands after those that it builds on: an account
 //! after its default roles, a grant after the accounts it names.
 
+mod maria;
+
 use super::ask;
+use super::flavor::Family;
 use crate::error::{Context, Error, Result};
 use mysql_async::{Conn, Row};
 use serde::{Deserialize, Serialize};
@@ -17,7 +20,8 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 /// Accounts that every server has and that are never dumped or loaded.
-pub(super) const SYSTEM_ACCOUNTS: [&str; 3] = ["mysql.infoschema", "mysql.session", "mysql.sys"];
+pub(super) const SYSTEM_ACCOUNTS: [&str; 4] =
+    ["mysql.infoschema", "mysql.session", "mysql.sys", "mariadb.sys"];
 
 /// An account, by the two parts of its name.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -61,7 +65,10 @@ pub(super) struct Statement {
 ///
 /// # Errors
 /// Usage, if the account of pitr may not read them, or if an account's name has a line break.
-pub(super) async fn read(conn: &mut Conn) -> Result<Vec<Statement>> {
+pub(super) async fn read(conn: &mut Conn, family: Family) -> Result<Vec<Statement>> {
+    if family == Family::MariaDb {
+        return maria::read(conn).await;
+    }
     let reading = || "read the accounts".to_owned();
     // The own account's grants would otherwise include those of its active roles.
     ask::run(conn, "SET SESSION sql_mode = ''", reading).await?;
@@ -109,10 +116,17 @@ pub(super) async fn me(conn: &mut Conn) -> Result<Account> {
         .ok_or_else(|| Error::unavailable("the server does not say who we are"))
 }
 
-/// All accounts but the server's own, sorted.
+/// All accounts but the server's own, sorted. Roles of MariaDB are none.
 pub(super) async fn list(conn: &mut Conn) -> Result<Vec<Account>> {
-    let rows: Vec<(String, String)> =
-        ask::rows(conn, "SELECT User, Host FROM mysql.user", || "read mysql.user".into()).await?;
+    let reading = || "read mysql.user".to_owned();
+    let users = "SELECT User, Host FROM mysql.user";
+    let maria = format!("{users} WHERE is_role <> 'Y'");
+    let mut rows = ask::rows::<(String, String)>(conn, maria, reading).await;
+    // MySQL has no such column.
+    if ask::server_code(&rows) == Some(1054) {
+        rows = ask::rows(conn, users, reading).await;
+    }
+    let rows = rows?;
     let mut accounts: Vec<Account> = rows
         .into_iter()
         .filter(|(user, _)| !SYSTEM_ACCOUNTS.contains(&user.as_str()))

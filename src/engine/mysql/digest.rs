@@ -42,17 +42,27 @@ pub async fn digest(conn: &mut Conn) -> Result<Digest> {
 /// As [`digest`].
 pub async fn digest_accounts(conn: &mut Conn) -> Result<Digest> {
     const ACCOUNTS: &str = "SELECT user, host FROM mysql.user WHERE user NOT IN \
-         ('mysql.sys', 'mysql.session', 'mysql.infoschema', 'mariadb.sys') ORDER BY user, host";
+         ('mysql.sys', 'mysql.session', 'mysql.infoschema', 'mariadb.sys')";
     let mut digest = Digest::default();
-    prepare(conn).await?;
-    let accounts: Vec<(String, String)> =
-        conn.query(ACCOUNTS).await.unavailable(|| "list accounts".into())?;
-    for (user, host) in accounts {
-        let account = format!("{}@{}", literal(&user), literal(&host));
+    let is_maria = prepare(conn).await?;
+    // Roles of MariaDB have no host, and no definition besides their grants.
+    let users = if is_maria { format!("{ACCOUNTS} AND is_role <> 'Y'") } else { ACCOUNTS.into() };
+    for account in names(conn, &users, &[]).await?.chunks_exact(2) {
+        let [user, host] = account else { continue };
+        let account = format!("{}@{}", literal(user), literal(host));
         let definition = show(conn, &format!("SHOW CREATE USER {account}"), 1).await?;
         digest.insert(format!("account {account}"), definition);
         let grants = sum_rows(conn, &format!("SHOW GRANTS FOR {account}")).await?;
         digest.insert(format!("grants of {account}"), grants);
+    }
+    if is_maria {
+        let roles = "SELECT user FROM mysql.user WHERE is_role = 'Y'";
+        for role in names(conn, roles, &[]).await? {
+            // The one that everybody has is a keyword.
+            let name = if role == "PUBLIC" { role.clone() } else { quote(&role) };
+            let grants = sum_rows(conn, &format!("SHOW GRANTS FOR {name}")).await?;
+            digest.insert(format!("role {role}"), grants);
+        }
     }
     Ok(digest)
 }
@@ -61,7 +71,8 @@ const SCHEMAS: &str = "SELECT schema_name FROM information_schema.schemata WHERE
      NOT IN ('mysql', 'information_schema', 'performance_schema', 'sys')";
 const TABLES: &str =
     "SELECT table_name, table_type FROM information_schema.tables WHERE table_schema = ";
-const COLUMNS: &str = "SELECT column_name, data_type, extra FROM information_schema.columns \
+const COLUMNS: &str = "SELECT column_name, data_type, extra, \
+     COALESCE(generation_expression, '') FROM information_schema.columns \
      WHERE table_schema = ";
 const ROUTINES: &str =
     "SELECT routine_type, routine_name FROM information_schema.routines WHERE routine_schema = ";
@@ -75,7 +86,8 @@ const EVENTS: &str = "SELECT event_name, definer, time_zone, event_definition, e
      FROM information_schema.events WHERE event_schema = ";
 
 /// Makes the answers of a session depend on nothing but the content of the server.
-async fn prepare(conn: &mut Conn) -> Result<()> {
+/// Says whether it is a MariaDB.
+async fn prepare(conn: &mut Conn) -> Result<bool> {
     // `character_set_results = NULL`: no conversion, the bytes as stored. The default schema
     // decides which names in a view come without their schema: here, all come with it.
     run(conn, "SET SESSION sql_mode = '', time_zone = '+00:00', character_set_results = NULL")
@@ -84,11 +96,12 @@ async fn prepare(conn: &mut Conn) -> Result<()> {
     run(conn, "USE information_schema").await?;
     let version: Option<String> =
         conn.query_first("SELECT VERSION()").await.unavailable(|| "ask for the version".into())?;
-    if version.is_some_and(|version| !version.contains("MariaDB")) {
+    let is_maria = version.is_some_and(|version| version.contains("MariaDB"));
+    if !is_maria {
         run(conn, "SET SESSION show_gipk_in_create_table_and_information_schema = ON").await?;
         run(conn, "SET SESSION print_identified_with_as_hex = ON, max_execution_time = 0").await?;
     }
-    Ok(())
+    Ok(is_maria)
 }
 
 async fn digest_schema(conn: &mut Conn, digest: &mut Digest, schema: &str) -> Result<()> {
@@ -103,7 +116,7 @@ async fn digest_schema(conn: &mut Conn, digest: &mut Digest, schema: &str) -> Re
             "BASE TABLE" | "SYSTEM VERSIONED" | "SEQUENCE" => {
                 let definition = table_definition(conn, &full).await?;
                 digest.insert(format!("table {schema}.{table}"), definition);
-                let query = rows_query(conn, schema, table, &full).await?;
+                let query = rows_query(conn, schema, table, &full, kind).await?;
                 let rows = sum_rows(conn, &query).await?;
                 digest.insert(format!("rows of {schema}.{table}"), rows);
             }
@@ -163,14 +176,22 @@ fn without_counter(definition: &[u8]) -> Vec<u8> {
 }
 
 /// The query that gives every stored value of a table, invisible columns included.
-async fn rows_query(conn: &mut Conn, schema: &str, table: &str, full: &str) -> Result<String> {
+async fn rows_query(
+    conn: &mut Conn,
+    schema: &str,
+    table: &str,
+    full: &str,
+    table_kind: &str,
+) -> Result<String> {
     let query = format!(
         "{COLUMNS}{} AND table_name = {} ORDER BY ordinal_position",
         literal(schema),
         literal(table)
     );
     let mut selected = vec![];
+    let mut period_is_named = false;
     for row in rows(conn, &query).await? {
+        period_is_named |= text(&row, 3, &query)? == "ROW START";
         let column = quote(&text(&row, 0, &query)?);
         let kind = text(&row, 1, &query)?.to_lowercase();
         if text(&row, 2, &query)?.contains("VIRTUAL GENERATED") {
@@ -187,6 +208,14 @@ async fn rows_query(conn: &mut Conn, schema: &str, table: &str, full: &str) -> R
     }
     if selected.is_empty() {
         return Err(unreadable(&query));
+    }
+    if table_kind == "SYSTEM VERSIONED" {
+        // With the rows that were, and from when to when they were.
+        if !period_is_named {
+            selected.extend(["row_start", "row_end"].map(String::from));
+        }
+        let selected = selected.join(", ");
+        return Ok(format!("SELECT {selected} FROM {full} FOR SYSTEM_TIME ALL"));
     }
     Ok(format!("SELECT {} FROM {full}", selected.join(", ")))
 }

@@ -151,6 +151,12 @@ fn option_text(server: &Server<'_>) -> Result<String> {
                     set(name, &path.display().to_string())?;
                 }
             }
+            // Read by MariaDB's programs only, which would go on without TLS otherwise.
+            text.push_str(match tls.mode {
+                TlsMode::Off => "[client-mariadb]\nskip-ssl\n",
+                TlsMode::Require => "[client-mariadb]\nssl\nskip-ssl-verify-server-cert\n",
+                TlsMode::Verify => "[client-mariadb]\nssl\nssl-verify-server-cert\n",
+            });
         }
     }
     Ok(text)

@@ -22,8 +22,13 @@ pub(super) struct Beneath {
     tables: BTreeMap<(String, String), i64>,
     /// How many tables keep no versions of their rows.
     pub(super) unversioned: u64,
+    /// How many tables keep the rows that they had (MariaDB's system versioning).
+    pub(super) history: u64,
     pub(super) now: Timestamp,
 }
+
+/// Schema, table, when it was made, engine, kind.
+type TableRow = (String, String, Option<i64>, Option<String>, String);
 
 impl Beneath {
     /// Reads all of it.
@@ -34,21 +39,22 @@ impl Beneath {
     ) -> Result<Self> {
         let reading = || "read what there is to dump".to_owned();
         let schemas = schemas(conn, databases).await?;
-        let mut unversioned = 0;
+        let (mut unversioned, mut history) = (0, 0);
         let mut tables = BTreeMap::new();
-        let rows: Vec<(String, String, Option<i64>, Option<String>)> = ask::rows(
+        let rows: Vec<TableRow> = ask::rows(
             conn,
             format!(
                 "SELECT TABLE_SCHEMA, TABLE_NAME, CAST(UNIX_TIMESTAMP(CREATE_TIME) AS SIGNED), \
-                 ENGINE FROM information_schema.TABLES WHERE \
-                 TABLE_TYPE IN ('BASE TABLE', 'SYSTEM VERSIONED') \
+                 ENGINE, TABLE_TYPE FROM information_schema.TABLES WHERE \
+                 TABLE_TYPE IN ('BASE TABLE', 'SYSTEM VERSIONED', 'SEQUENCE') \
                  AND TABLE_SCHEMA NOT IN ({SYSTEM_SCHEMAS})"
             ),
             reading,
         )
         .await?;
-        for (schema, table, created, engine) in rows {
+        for (schema, table, created, engine, kind) in rows {
             if schemas.contains(&schema) {
+                history += u64::from(kind == "SYSTEM VERSIONED");
                 unversioned += u64::from(engine.as_deref() != Some("InnoDB"));
                 tables.insert((schema, table), created.unwrap_or(0));
             }
@@ -57,7 +63,7 @@ impl Beneath {
         definitions.retain(|(_, schema, _), _| schemas.contains(schema));
         // After the rest: an upper bound of when all of it was seen.
         let now = server_clock(conn).await?;
-        Ok(Self { accounts, schemas, definitions, tables, unversioned, now })
+        Ok(Self { accounts, schemas, definitions, tables, unversioned, history, now })
     }
 
     /// What differs between before the snapshot and after it, if anything.

@@ -19,7 +19,7 @@ use crate::error::{Context, Error, Result};
 use bytes::{Bytes, BytesMut};
 use mysql_async::prelude::Queryable;
 use mysql_async::{Conn, Row, Value};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use tokio::sync::mpsc;
 
 /// From this length on, in bytes, a statement gets no further row.
@@ -54,7 +54,15 @@ struct Column {
 #[derive(Debug)]
 pub(super) struct Exact {
     conn: Conn,
-    tables: BTreeMap<Name, (Care, Vec<Column>)>,
+    tables: BTreeMap<Name, Table>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Table {
+    care: Care,
+    columns: Vec<Column>,
+    /// Whether it keeps the rows that it had.
+    history: bool,
 }
 
 impl Exact {
@@ -88,16 +96,16 @@ impl Exact {
 
     /// What becomes of which table.
     pub(super) fn cares(&self) -> Vec<(Name, Care)> {
-        self.tables.iter().map(|(name, (care, _))| (name.clone(), *care)).collect()
+        self.tables.iter().map(|(name, table)| (name.clone(), table.care)).collect()
     }
 
     /// Writes the rows of a table as statements, in pieces.
-    pub(super) async fn copy(&mut self, table: &Name, into: &mpsc::Sender<Bytes>) -> Result<()> {
-        let Some((_, columns)) = self.tables.get(table) else {
+    pub(super) async fn copy(&mut self, name: &Name, into: &mpsc::Sender<Bytes>) -> Result<()> {
+        let Some(table) = self.tables.get(name) else {
             return Err(Error::bug("rows of a table that is not known"));
         };
-        let failed = || format!("read the rows of {}.{}", table.0, table.1);
-        let (select, head) = statements(table, columns);
+        let failed = || format!("read the rows of {}.{}", name.0, name.1);
+        let (select, head) = statements(name, table);
         let mut rows = self.conn.query_iter(select).await.unavailable(failed)?;
         let mut out = BytesMut::new();
         // Length of the statement that is being written; 0 between two.
@@ -105,8 +113,8 @@ impl Exact {
         while let Some(row) = rows.next().await.unavailable(failed)? {
             let before = out.len();
             out.extend_from_slice(if statement == 0 { head.as_bytes() } else { b"," });
-            write_row(&row, columns, &mut out)
-                .map_err(|error| error.context(format!("{}.{}", table.0, table.1)))?;
+            write_row(&row, &table.columns, &mut out)
+                .map_err(|error| error.context(format!("{}.{}", name.0, name.1)))?;
             statement += out.len() - before;
             if statement >= STATEMENT_BYTES {
                 out.extend_from_slice(b";\n");
@@ -147,16 +155,14 @@ async fn prepare(conn: &mut Conn) -> Result<()> {
     Ok(())
 }
 
-async fn tables(
-    conn: &mut Conn,
-    schemas: &[String],
-) -> Result<BTreeMap<Name, (Care, Vec<Column>)>> {
-    type Found = (String, String, String, String, String, Option<String>, Option<String>);
+async fn tables(conn: &mut Conn, schemas: &[String]) -> Result<BTreeMap<Name, Table>> {
+    type Found = (String, String, String, String, String, Option<String>, Option<String>, String);
     let rows: Vec<Found> = ask::rows(
         conn,
         "SELECT TABLE_SCHEMA, TABLE_NAME, COLUMN_NAME, LOWER(DATA_TYPE), COLUMN_TYPE, \
-         CHARACTER_SET_NAME, GENERATION_EXPRESSION FROM information_schema.COLUMNS JOIN \
-         (SELECT DISTINCT TABLE_SCHEMA, TABLE_NAME FROM information_schema.COLUMNS JOIN \
+         CHARACTER_SET_NAME, GENERATION_EXPRESSION, TABLE_TYPE FROM information_schema.COLUMNS \
+         JOIN (SELECT DISTINCT TABLE_SCHEMA, TABLE_NAME, TABLE_TYPE \
+          FROM information_schema.COLUMNS JOIN \
           information_schema.TABLES USING (TABLE_SCHEMA, TABLE_NAME) \
           WHERE TABLE_TYPE IN ('BASE TABLE', 'SYSTEM VERSIONED') AND ENGINE <> 'MRG_MyISAM' \
           AND COALESCE(GENERATION_EXPRESSION, '') = '' \
@@ -166,28 +172,52 @@ async fn tables(
         || "look for columns that need care".into(),
     )
     .await?;
-    let mut tables: BTreeMap<Name, (Care, Vec<Column>)> = BTreeMap::new();
+    let mut tables: BTreeMap<Name, Table> = BTreeMap::new();
     let mut unknown = BTreeMap::new();
-    for (schema, table, column, kind, full, charset, generation) in rows {
-        if generation.is_some_and(|text| !text.is_empty()) || !schemas.contains(&schema) {
+    let mut named_periods = BTreeSet::new();
+    for (schema, table, column, kind, full, charset, generation, table_type) in rows {
+        if !schemas.contains(&schema) {
             continue;
         }
         let name = (schema, table);
-        let (care, columns) = tables.entry(name.clone()).or_insert((Care::Signs, vec![]));
+        let history = table_type == "SYSTEM VERSIONED";
+        let found = tables.entry(name.clone()).or_insert(Table {
+            care: Care::Signs,
+            columns: vec![],
+            history,
+        });
+        let mut form = form(&kind, charset);
+        match generation.as_deref().unwrap_or_default() {
+            "" => {}
+            // Generated, but given for a row of the history. Numbers of transactions cannot be.
+            "ROW START" | "ROW END" => {
+                named_periods.insert(name.clone());
+                form = form.filter(|form| *form == Form::Text);
+            }
+            _ => continue,
+        }
         let ambiguous = matches!(kind.as_str(), "enum" | "set") && full.contains("''");
         if kind == "float" || ambiguous {
-            *care = Care::Replace;
+            found.care = Care::Replace;
         }
-        match form(&kind, charset) {
-            Some(form) => columns.push(Column { name: column, form }),
+        match form {
+            Some(form) => found.columns.push(Column { name: column, form }),
             None => drop(unknown.insert(name, (column, full))),
         }
     }
-    for ((schema, table), (column, full)) in unknown {
-        if tables.get(&(schema.clone(), table.clone())).is_some_and(|t| t.0 == Care::Replace) {
+    for (name, table) in tables.iter_mut().filter(|(_, table)| table.history) {
+        for column in ["row_start", "row_end"] {
+            if !named_periods.contains(name) {
+                table.columns.push(Column { name: column.into(), form: Form::Text });
+            }
+        }
+    }
+    for (name, (column, full)) in unknown {
+        if tables.get(&name).is_some_and(|table| table.care == Care::Replace) {
             return Err(Error::refused(format!(
-                "{schema}.{table} has a FLOAT and a column {column} of type {full}, which pitr \
-                 cannot read exactly"
+                "{}.{} has a FLOAT and a column {column} of type {full}, which pitr cannot read \
+                 exactly",
+                name.0, name.1
             )));
         }
     }
@@ -219,7 +249,8 @@ fn form(kind: &str, charset: Option<String>) -> Option<Form> {
 }
 
 /// The question for a table's rows, and how a statement with its rows begins.
-fn statements((schema, table): &Name, columns: &[Column]) -> (String, String) {
+fn statements((schema, name): &Name, table: &Table) -> (String, String) {
+    let columns = &table.columns;
     let expression = |column: &Column| {
         let name = identifier(&column.name);
         match column.form {
@@ -231,10 +262,11 @@ fn statements((schema, table): &Name, columns: &[Column]) -> (String, String) {
     };
     let expressions: Vec<String> = columns.iter().map(expression).collect();
     let names: Vec<String> = columns.iter().map(|column| identifier(&column.name)).collect();
-    let (schema, table) = (identifier(schema), identifier(table));
+    let (schema, name) = (identifier(schema), identifier(name));
+    let period = if table.history { " FOR SYSTEM_TIME ALL" } else { "" };
     (
-        format!("SELECT {} FROM {schema}.{table}", expressions.join(",")),
-        format!("INSERT INTO {table} ({}) VALUES ", names.join(",")),
+        format!("SELECT {} FROM {schema}.{name}{period}", expressions.join(",")),
+        format!("INSERT INTO {name} ({}) VALUES ", names.join(",")),
     )
 }
 

@@ -3,6 +3,8 @@
 //! **Invariant:** reads only.
 
 use super::super::ask;
+use super::super::flavor::Flavor;
+use super::super::join;
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
 use crate::record::Server;
@@ -35,15 +37,17 @@ pub(super) async fn server_clock(conn: &mut Conn) -> Result<Timestamp> {
 }
 
 /// Asks for them, and which server it is.
-pub(super) async fn facts(conn: &mut Conn) -> Result<(Facts, Server)> {
-    let row: Option<(String, String, u8, u32)> = ask::first(
-        conn,
-        "SELECT @@version, @@server_uuid, @@lower_case_table_names, @@innodb_page_size",
-        || "ask for the server's version".into(),
-    )
-    .await?;
-    let (version, identity, lower_case_table_names, page_bytes) =
+pub(super) async fn facts(conn: &mut Conn, peer: &str) -> Result<(Facts, Server, Flavor)> {
+    let row: Option<(String, u8, u32)> =
+        ask::first(conn, "SELECT @@version, @@lower_case_table_names, @@innodb_page_size", || {
+            "ask for the server's version".into()
+        })
+        .await?;
+    let (version, lower_case_table_names, page_bytes) =
         row.ok_or_else(|| Error::unavailable("the server does not tell its version"))?;
+    let flavor = Flavor::parse(&version)
+        .ok_or_else(|| Error::refused(format!("{version:?} is no version of a server")))?;
+    let identity = join::identity(conn, peer, flavor).await?;
     // Not there before 8.0.16.
     let partial: Option<(String, String)> =
         ask::first(conn, "SHOW GLOBAL VARIABLES LIKE 'partial_revokes'", || {
@@ -53,5 +57,5 @@ pub(super) async fn facts(conn: &mut Conn) -> Result<(Facts, Server)> {
     let partial_revokes = partial.is_some_and(|(_, value)| value.eq_ignore_ascii_case("on"));
     let facts =
         Facts { version: version.clone(), lower_case_table_names, partial_revokes, page_bytes };
-    Ok((facts, Server { version, identity }))
+    Ok((facts, Server { version, identity }, flavor))
 }

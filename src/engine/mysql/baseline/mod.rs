@@ -1,4 +1,5 @@
-//! A full copy of a MySQL server at a known place of its binlog, by `mysqldump`.
+//! A full copy of a MySQL or MariaDB server at a known place of its binlog, by the server's own
+//! dump program.
 //!
 //! The dump streams from the child into the channel; it never touches the disk. What a dump of
 //! schemas leaves out (accounts, roles, grants) is appended as statements.
@@ -15,7 +16,7 @@
 //! The mark is random, so that nothing in a routine's body can look like one of these lines. The
 //! whole is SQL that the stock client takes.
 //!
-//! `mysqldump` reads rows in one snapshot, but accounts, routines, views, triggers and events as
+//! That program reads rows in one snapshot, but accounts, routines, views, triggers and events as
 //! they are when it comes to them. So these are compared: before the dump, when its head shows
 //! that the snapshot is taken, and at its end. Rows that it would change are read here, in a
 //! snapshot of the same instant: both are opened under one [`lock`].
@@ -36,6 +37,7 @@ pub(super) use facts::Facts;
 pub(super) use privileges::{check_capture, missing_privileges};
 
 use super::accounts::{self, Statement};
+use super::flavor::Flavor;
 use super::{ask, sql};
 use crate::clock::Timestamp;
 use crate::engine::SourceOptions;
@@ -48,7 +50,7 @@ use exact::Exact;
 use lock::Lock;
 use mysql_async::Conn;
 use place::LogEnd;
-use program::Dump;
+use program::{Dump, Program};
 use std::time::Duration;
 use tokio::sync::mpsc;
 
@@ -57,14 +59,16 @@ const PIECE_BYTES: usize = 256 << 10;
 /// How often a baseline is begun anew when something changes beneath its head.
 const ATTEMPTS: u32 = 4;
 /// How often it is looked whether no XA transaction is prepared any more: with growing pauses,
-/// for half a minute.
-const XA_LOOKS: u32 = 5;
+/// for a quarter of a minute.
+const XA_LOOKS: u32 = 4;
 /// Schemas that a server makes itself.
 pub(super) const SYSTEM_SCHEMAS: &str =
     "'mysql', 'information_schema', 'performance_schema', 'sys', 'ndbinfo'";
 /// The package that has the client programs.
 pub(super) const CLIENT_PACKAGE: &str =
     "mysql-client (in Debian: mysql-client or default-mysql-client)";
+/// The same of MariaDB.
+pub(super) const MARIADB_PACKAGE: &str = "mariadb-client";
 
 /// Beginning of the first line of a baseline.
 pub(super) const HEAD_MARK: &str = "-- pitr: baseline 1 ";
@@ -87,10 +91,10 @@ pub(super) async fn take(
     let mut conn = sql::connect(&options.endpoint).await?;
     ask::keep_open(&mut conn).await?;
     privileges::check_privileges(&mut conn).await?;
-    let (facts, server) = facts::facts(&mut conn).await?;
-    let program = options.dump_command.as_deref().unwrap_or("mysqldump");
-    program::check_program(program, &facts.version).await?;
-    let work = Work { options, program, facts: &facts, server: &server, out: &out };
+    let (facts, server, flavor) = facts::facts(&mut conn, &options.endpoint.to_string()).await?;
+    let program = Program::find(options.dump_command.as_deref(), &facts.version, flavor).await?;
+    let work =
+        Work { options, program: &program, facts: &facts, server: &server, flavor, out: &out };
     let (mut changes, mut looks) = (0, 0);
     loop {
         let pause = match work.attempt(&mut conn).await? {
@@ -148,9 +152,10 @@ enum Attempt {
 
 struct Work<'a> {
     options: &'a SourceOptions,
-    program: &'a str,
+    program: &'a Program,
     facts: &'a Facts,
     server: &'a Server,
+    flavor: Flavor,
     out: &'a mpsc::Sender<Bytes>,
 }
 
@@ -251,7 +256,7 @@ impl<'a> Work<'a> {
     async fn beneath(&self, conn: &mut Conn) -> Result<Beneath> {
         // A connection of its own: reading accounts changes the session.
         let mut other = sql::connect(&self.options.endpoint).await?;
-        let accounts = accounts::read(&mut other).await?;
+        let accounts = accounts::read(&mut other, self.flavor.family).await?;
         drop(other);
         Beneath::read(conn, &self.options.databases, accounts).await
     }

@@ -85,6 +85,8 @@ pub(super) struct Splice {
     mode_set: bool,
     place: Place,
     held: BytesMut,
+    /// What can be handed out.
+    ready: BytesMut,
     /// How the line goes on of which a part was taken already.
     within: Option<Mode>,
     signs: Signs,
@@ -106,6 +108,7 @@ impl Splice {
             mode_set: false,
             place: Place::Outside,
             held: BytesMut::new(),
+            ready: BytesMut::new(),
             within: None,
             signs: Signs::default(),
         }
@@ -121,19 +124,36 @@ impl Splice {
     /// # Errors
     /// Unavailable, if the dump is not of the form known.
     pub(super) fn next(&mut self) -> Result<Part> {
-        let mut ready = BytesMut::with_capacity(self.held.len());
-        loop {
-            if let Some(name) = self.due() {
-                if ready.is_empty() {
-                    self.missing.remove(&name);
-                    return Ok(Part::Rows(name));
-                }
-                break;
-            }
-            let Some((piece, whole)) = self.piece() else { break };
-            self.take(&piece, whole, &mut ready)?;
+        while self.due().is_none()
+            && let Some((piece, whole)) = self.piece()
+        {
+            self.take(&piece, whole)?;
         }
-        Ok(if ready.is_empty() { Part::More } else { Part::Text(ready.freeze()) })
+        if !self.ready.is_empty() {
+            return Ok(Part::Text(self.ready.split().freeze()));
+        }
+        let Some(name) = self.due() else { return Ok(Part::More) };
+        self.missing.remove(&name);
+        Ok(Part::Rows(name))
+    }
+
+    /// Takes bytes in which the rows go on that are left out.
+    ///
+    /// # Errors
+    /// As [`next`](Self::next).
+    pub(super) fn skip(&mut self, bytes: &[u8]) -> Result<()> {
+        self.feed(bytes);
+        while self.is_among_rows()
+            && let Some((piece, whole)) = self.piece()
+        {
+            self.take(&piece, whole)?;
+        }
+        Ok(())
+    }
+
+    /// Whether rows that are left out go on.
+    pub(super) fn is_among_rows(&self) -> bool {
+        matches!(self.place, Place::Rows(_, Some(Care::Replace)))
     }
 
     /// The table whose rows belong here and were not asked for yet.
@@ -170,7 +190,7 @@ impl Splice {
         (self.held.len() >= LONG).then(|| (self.held.split(), false))
     }
 
-    fn take(&mut self, piece: &[u8], ends: bool, ready: &mut BytesMut) -> Result<()> {
+    fn take(&mut self, piece: &[u8], ends: bool) -> Result<()> {
         let mode = match self.within {
             Some(mode) => mode,
             None => self.classify(piece)?,
@@ -179,12 +199,12 @@ impl Splice {
         let [theirs, ours] = SQL_MODE;
         match mode {
             Mode::Copy if piece == theirs && !self.mode_set => {
-                ready.extend_from_slice(ours);
+                self.ready.extend_from_slice(ours);
                 self.mode_set = true;
             }
-            Mode::Copy => ready.extend_from_slice(piece),
+            Mode::Copy => self.ready.extend_from_slice(piece),
             Mode::Drop => {}
-            Mode::Signs => self.signs.keep(piece, ready),
+            Mode::Signs => self.signs.keep(piece, &mut self.ready),
         }
         Ok(())
     }
