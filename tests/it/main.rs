@@ -32,6 +32,7 @@ mod interrupted;
 mod large;
 mod load;
 mod login;
+mod mariadb_restore;
 mod mysql_capture;
 mod mysql_restore;
 mod redis;

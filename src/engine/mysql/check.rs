@@ -5,7 +5,8 @@
 use super::accounts::identifier;
 use super::baseline::SYSTEM_SCHEMAS;
 use super::executed::Executed;
-use super::{ask, load};
+use super::flavor::Family;
+use super::{ask, standing};
 use crate::error::{Class, Error, Result};
 use mysql_async::{Conn, Row};
 
@@ -16,20 +17,15 @@ const TABLES_AT_ONCE: usize = 50;
 ///
 /// # Errors
 /// Finding, if something is not as it has to be.
-pub(super) async fn everything(conn: &mut Conn, expected: &Executed) -> Result<usize> {
-    let finding = |what: String| Error::new(Class::Finding, what);
-    let executed = load::executed(conn).await?;
-    if executed != *expected {
-        let missing = expected.subtract(&executed);
-        let surplus = executed.subtract(expected);
-        return Err(finding(format!(
-            "the target has not executed exactly what was applied: \
-             missing {{{missing}}}, surplus {{{surplus}}}"
-        )));
-    }
+pub(super) async fn everything(
+    conn: &mut Conn,
+    family: Family,
+    expected: &Executed,
+) -> Result<usize> {
+    standing::compare(conn, family, expected).await?;
     let asking = || "ask the target for its replication".to_owned();
     if ask::first::<Row>(conn, "SHOW REPLICA STATUS", asking).await?.is_some() {
-        return Err(finding("the target is still configured as a replica".into()));
+        return Err(Error::new(Class::Finding, "the target is still configured as a replica"));
     }
     tables(conn).await
 }
@@ -47,7 +43,8 @@ async fn tables(conn: &mut Conn) -> Result<usize> {
         conn,
         format!(
             "SELECT TABLE_SCHEMA, TABLE_NAME FROM information_schema.TABLES \
-             WHERE TABLE_TYPE = 'BASE TABLE' AND TABLE_SCHEMA NOT IN ({SYSTEM_SCHEMAS})"
+             WHERE TABLE_TYPE IN ('BASE TABLE', 'SYSTEM VERSIONED', 'SEQUENCE') \
+             AND TABLE_SCHEMA NOT IN ({SYSTEM_SCHEMAS})"
         ),
         || "list the restored tables".into(),
     )

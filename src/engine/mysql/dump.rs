@@ -16,7 +16,7 @@ use super::event::{
 };
 use super::executed::Executed;
 use super::packet::{Framer, PacketCodec, Packets};
-use super::serve::Ended;
+use super::serve::{Ended, Held};
 use super::stream::Part;
 use super::walk::{Next, Program, Served, Walk};
 use crate::error::{Error, Result};
@@ -34,6 +34,17 @@ const WRITE_BYTES: usize = 512 << 10;
 /// Where the flags stand in an event's head.
 const FLAGS_AT: usize = 17;
 
+/// How a replica wants the stream.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Form {
+    /// How often it wants to hear from its source.
+    pub(super) heartbeat: Duration,
+    /// Whether heartbeats may be of version 2.
+    pub(super) heartbeat_version_2: bool,
+    /// Whether it wants MariaDB's ANNOTATE_ROWS events.
+    pub(super) annotations: bool,
+}
+
 /// One stream to one replica.
 pub(super) struct Dump<'a> {
     io: TcpStream,
@@ -43,11 +54,12 @@ pub(super) struct Dump<'a> {
     server_id: u32,
     replica_id: u32,
     /// What the replica has.
-    has: Executed,
-    heartbeat: Duration,
-    version_2: bool,
+    has: Held,
+    form: Form,
     walk: Walk<'a>,
     told: Told,
+    /// Whether the current event is left out of what is sent.
+    muted: bool,
 }
 
 /// What the replica was told so far.
@@ -79,7 +91,8 @@ impl<'a> Dump<'a> {
         program: &'a Program,
         server_id: u32,
         replica_id: u32,
-        has: Executed,
+        has: Held,
+        form: Form,
     ) -> Self {
         let parts = packets.into_parts();
         let codec: PacketCodec = parts.codec;
@@ -91,8 +104,7 @@ impl<'a> Dump<'a> {
             server_id,
             replica_id,
             has,
-            heartbeat: Duration::from_secs(1),
-            version_2: false,
+            form,
             walk: Walk::new(program),
             told: Told {
                 started: false,
@@ -102,13 +114,8 @@ impl<'a> Dump<'a> {
                 // What the replica was told it is until the first FORMAT_DESCRIPTION.
                 checksum: Checksum::Crc32,
             },
+            muted: false,
         }
-    }
-
-    /// How often, and in which form, the replica wants to hear from its source.
-    pub(super) fn heartbeats(&mut self, every: Duration, version_2: bool) {
-        self.heartbeat = every;
-        self.version_2 = version_2;
     }
 
     /// Streams up to the cut, says so, and keeps the connection alive from then on.
@@ -126,7 +133,7 @@ impl<'a> Dump<'a> {
                 return ended;
             }
             tokio::select! {
-                () = tokio::time::sleep(self.heartbeat) => {}
+                () = tokio::time::sleep(self.form.heartbeat) => {}
                 ended = gone(&mut self.io) => return ended,
             }
         }
@@ -154,6 +161,11 @@ impl<'a> Dump<'a> {
                 Step::Cut(None) => break self.walk.look_ahead(&mut pieces).await,
             }
         };
+        if let Some(missing) = self.has.never_came() {
+            return Err(Ended::Fatal(Error::corrupt(format!(
+                "the target has executed {missing}, which is not in the archive before the cut"
+            ))));
+        }
         if !self.told.started {
             self.start().map_err(Ended::Fatal)?;
         }
@@ -170,7 +182,7 @@ impl<'a> Dump<'a> {
         loop {
             tokio::select! {
                 piece = pieces.recv() => return Ok(piece),
-                () = tokio::time::sleep(self.heartbeat) => {
+                () = tokio::time::sleep(self.form.heartbeat) => {
                     // Never within a transaction.
                     if self.told.started && !self.walk.is_open() {
                         self.beat().await?;
@@ -220,6 +232,7 @@ impl<'a> Dump<'a> {
                     head.server_id
                 )));
             }
+            self.muted = head.kind == kind::MARIA_ANNOTATE_ROWS && !self.form.annotations;
             match begins {
                 Some(event) => self.begin_record(event)?,
                 None if !self.walk.is_open() => self.told.sending = self.told.started,
@@ -228,7 +241,7 @@ impl<'a> Dump<'a> {
         }
         // The file's checksum is known only when its FORMAT_DESCRIPTION was gone over.
         let at_cut = self.walk.take(part)?;
-        if self.told.sending {
+        if self.told.sending && !self.muted {
             self.emit(part)?;
         }
         Ok(at_cut)
@@ -243,12 +256,12 @@ impl<'a> Dump<'a> {
             ))
             .hint("set gtid_mode = ON on the source, and take a new baseline"));
         };
-        self.told.sending = !self.has.contains(gtid);
+        self.told.sending = !self.has.has(gtid);
         if self.told.sending && !self.told.started {
             self.start()?;
         }
         if self.told.sending && self.told.skipped {
-            self.put_heartbeat()?;
+            self.put_place()?;
             self.told.skipped = false;
         }
         self.told.skipped |= !self.told.sending;
@@ -325,6 +338,15 @@ impl<'a> Dump<'a> {
             .map_err(|error| Error::bug("an event longer than it says").source(error))
     }
 
+    /// Tells the replica where the next event stands, when it did not get those before it.
+    fn put_place(&mut self) -> Result<()> {
+        let track = self.walk.track()?;
+        let Some(Executed::Maria(state)) = &track.gtids else { return self.put_heartbeat() };
+        let (state, offset, checksum) = (state.clone(), track.offset, self.told.checksum);
+        let list = event::artificial_gtid_list(self.server_id, &state, offset, checksum);
+        self.put_event(&list)
+    }
+
     fn put_heartbeat(&mut self) -> Result<()> {
         let Ok(track) = self.walk.track() else { return Ok(()) };
         let (log, offset) = match &self.told.rotated {
@@ -332,7 +354,7 @@ impl<'a> Dump<'a> {
             None => (track.log.as_str(), track.offset),
         };
         let checksum = self.told.checksum;
-        let heartbeat = if self.version_2 {
+        let heartbeat = if self.form.heartbeat_version_2 {
             event::heartbeat_v2(self.server_id, log, offset, checksum)
         } else if u32::try_from(offset).is_ok() {
             event::heartbeat_v1(self.server_id, log, offset, checksum)

@@ -632,6 +632,19 @@ pub(crate) fn artificial_rotate(
     build(made_up(kind::ROTATE, server_id, 0, flag::ARTIFICIAL), &body, checksum)
 }
 
+/// The list by which a MariaDB tells a replica where the next event stands. `offset` is that
+/// place; one that takes more than 32 bits is left out, and the replica then keeps its own count.
+pub(crate) fn artificial_gtid_list(
+    server_id: u32,
+    state: &BinlogState,
+    offset: u64,
+    checksum: Checksum,
+) -> Vec<u8> {
+    let log_pos = u32::try_from(offset).unwrap_or(0);
+    let head = made_up(kind::MARIA_GTID_LIST, server_id, log_pos, flag::ARTIFICIAL);
+    build(head, &state.encode_position(), checksum)
+}
+
 /// A heartbeat of version 1, for readers that did not ask for version 2.
 pub(crate) fn heartbeat_v1(
     server_id: u32,

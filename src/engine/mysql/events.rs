@@ -13,6 +13,7 @@
 
 use super::accounts::identifier;
 use super::ask;
+use super::flavor::Family;
 use crate::error::{Class, Error, Result};
 use mysql_async::Conn;
 use std::collections::BTreeMap;
@@ -39,11 +40,12 @@ impl State {
         }
     }
 
-    fn clause(self) -> &'static str {
-        match self {
-            Self::Enabled => "ENABLE",
-            Self::Disabled => "DISABLE",
-            Self::ReplicaSide => "DISABLE ON REPLICA",
+    fn clause(self, family: Family) -> &'static str {
+        match (self, family) {
+            (Self::Enabled, _) => "ENABLE",
+            (Self::Disabled, _) => "DISABLE",
+            (Self::ReplicaSide, Family::MySql) => "DISABLE ON REPLICA",
+            (Self::ReplicaSide, Family::MariaDb) => "DISABLE ON SLAVE",
         }
     }
 }
@@ -142,13 +144,15 @@ impl States {
     ///
     /// # Errors
     /// Finding, if the state of an event is not known or did not come out right.
-    pub(super) async fn put_in_force(&self, conn: &mut Conn) -> Result<usize> {
+    pub(super) async fn put_in_force(&self, conn: &mut Conn, family: Family) -> Result<usize> {
         let before = details(conn).await?;
         let mut wrong = Vec::new();
         for (name, event) in &before {
             let now = State::parse(&event.status);
             match self.0.get(name) {
-                Some(state) if now != Some(*state) => event.alter(conn, *state).await?,
+                Some(state) if now != Some(*state) => {
+                    event.alter(conn, family, *state).await?;
+                }
                 Some(_) => {}
                 None => wrong.push(format!("{}.{}", name.0, name.1)),
             }
@@ -239,7 +243,7 @@ impl Details {
 
     /// Changes the state. The session's settings become part of an event that it alters, so they
     /// are made those that the event has.
-    async fn alter(&self, conn: &mut Conn, state: State) -> Result<()> {
+    async fn alter(&self, conn: &mut Conn, family: Family, state: State) -> Result<()> {
         let Self { schema, name, .. } = self;
         let doing = || format!("set the state of event {schema}.{name}");
         let (user, host) = self.definer.rsplit_once('@').unwrap_or((&self.definer, "%"));
@@ -255,7 +259,7 @@ impl Details {
                 identifier(host),
                 identifier(schema),
                 identifier(name),
-                state.clause()
+                state.clause(family)
             ),
             "SET SESSION sql_mode = ''".to_owned(),
             "SET NAMES utf8mb4".to_owned(),

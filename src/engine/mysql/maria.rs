@@ -242,6 +242,23 @@ impl BinlogState {
     }
 }
 
+impl BinlogState {
+    /// The body of a GTID_LIST event with the last transaction of each domain.
+    pub(crate) fn encode_position(&self) -> Vec<u8> {
+        let mut body = (self.domains.len() as u32 & COUNT_MASK).to_le_bytes().to_vec();
+        for gtid in self.position() {
+            body.extend_from_slice(&gtid.domain.to_le_bytes());
+            body.extend_from_slice(&gtid.server.to_le_bytes());
+            body.extend_from_slice(&gtid.sequence.to_le_bytes());
+        }
+        if self.is_empty() {
+            // What the server pads an empty list with.
+            body.extend_from_slice(&[0; 2]);
+        }
+        body
+    }
+}
+
 /// How many bits of the number of entries are the number.
 const COUNT_MASK: u32 = (1 << 28) - 1;
 

@@ -58,6 +58,8 @@ mod preflight;
 mod replay;
 mod serve;
 mod server;
+mod settings;
+mod standing;
 mod target;
 mod tools;
 mod unwrap;

@@ -1,20 +1,21 @@
-//! Whether a MySQL server, or a folder, can be restored into. Looks only, changes nothing.
+//! Whether a server, or a folder, can be restored into. Looks only, changes nothing.
 //!
 //! **Invariant:** every refusal here is given before anything was changed, and says what to do.
 
 use super::apply::way::{self, Facts, Way};
 use super::baseline::{self, SYSTEM_SCHEMAS};
+use super::flavor::{Family, Flavor};
 use super::half::Half;
 use super::load::CLIENT;
-use super::{ask, server, tools};
+use super::{ask, join, server, tools};
 use crate::engine::{Apply, Endpoint, Needs, tls};
 use crate::error::{Class, Context, Error, Result};
 use crate::record::Server;
 use mysql_async::{Conn, Row};
 
-/// What the account needs on a target whichever way the log is applied, each with what stands
+/// What the account needs on a MySQL whichever way the log is applied, each with what stands
 /// for it.
-const PRIVILEGES: [&[&str]; 18] = [
+const MYSQL_PRIVILEGES: [&[&str]; 18] = [
     &["SELECT"],
     &["INSERT"],
     &["UPDATE"],
@@ -35,57 +36,134 @@ const PRIVILEGES: [&[&str]; 18] = [
     &["SET_ANY_DEFINER", "SET_USER_ID"],
 ];
 
+/// What the account needs on a MariaDB, each with what stands for it.
+const MARIA_PRIVILEGES: [&[&str]; 24] = [
+    &["SELECT"],
+    &["INSERT"],
+    &["UPDATE"],
+    &["DELETE"],
+    &["CREATE"],
+    &["DROP"],
+    &["ALTER"],
+    &["INDEX"],
+    &["REFERENCES"],
+    &["TRIGGER"],
+    &["EVENT"],
+    &["CREATE VIEW"],
+    &["CREATE ROUTINE"],
+    &["ALTER ROUTINE"],
+    &["CREATE USER"],
+    &["RELOAD"],
+    &["LOCK TABLES"],
+    &["DELETE HISTORY"],
+    &["BINLOG MONITOR", "REPLICATION CLIENT", "SUPER"],
+    &["BINLOG ADMIN", "SUPER"],
+    &["REPLICATION SLAVE ADMIN", "SUPER"],
+    &["REPLICATION MASTER ADMIN", "SUPER"],
+    &["SET USER", "SUPER"],
+    &["SUPER"],
+];
+
+/// What the archive comes from.
+///
+/// # Errors
+/// Refused, if that is no version.
+pub(super) fn source(needs: &Needs) -> Result<Flavor> {
+    if needs.version.is_empty() {
+        return Ok(Flavor { family: Family::MySql, number: (0, 0, 0) });
+    }
+    Flavor::parse(&needs.version).ok_or_else(|| {
+        Error::refused(format!("{:?} is no version that can be compared", needs.version))
+    })
+}
+
 /// Looks at a running server, and decides how the log is applied there. What an interrupted
 /// restore left is taken away, if that is wanted.
 pub(super) async fn running(
     conn: &mut Conn,
     needs: &Needs,
+    source: Flavor,
     asked: Apply,
     at: &str,
     clean: bool,
 ) -> Result<(Server, Way)> {
     let asking = || format!("ask {at} what it is");
-    let facts = "SELECT @@version, @@server_uuid, @@server_id";
-    let facts = ask::first::<(String, String, u32)>(conn, facts, asking).await;
-    if ask::server_code(&facts) == Some(1193) {
-        // MariaDB has no server_uuid.
-        return Err(Error::refused(format!("{at} is not a MySQL server"))
-            .hint("a MySQL source is restored into MySQL, not into MariaDB"));
-    }
-    let (version, identity, server_id) = facts?
+    let facts = "SELECT @@version, @@server_id";
+    let (version, server_id): (String, u32) = ask::first(conn, facts, asking)
+        .await?
         .ok_or_else(|| Error::unavailable(format!("{at} does not say which version it is")))?;
     check_version(at, &version, needs)?;
+    let identity = join::identity(conn, at, source).await?;
     if needs.sources.contains(&identity) {
         return Err(Error::refused(format!("{at} is a source of this archive ({identity})"))
             .hint("restore into another server; a source is never written to"));
     }
+    let server = Server { version, identity };
+    let way = match source.family {
+        Family::MySql => check_mysql(conn, needs, asked, server_id, at, clean).await?,
+        Family::MariaDb => check_maria(conn, needs, asked, server_id, at, clean).await?,
+    };
+    Ok((server, way))
+}
+
+async fn check_mysql(
+    conn: &mut Conn,
+    needs: &Needs,
+    asked: Apply,
+    server_id: u32,
+    at: &str,
+    clean: bool,
+) -> Result<Way> {
     // First, as the other questions need some of them.
-    let privileges = check_privileges(conn, at).await?;
-    match Half::look(conn).await? {
-        Some(half) if clean => {
-            half.clean(conn).await.map_err(|error| error.context(format!("clean {at}")))?;
-        }
-        Some(half) => return Err(half.refusal(at)),
-        None => {}
-    }
+    check_privileges(conn, &MYSQL_PRIVILEGES, at).await?;
+    check_half(conn, at, clean).await?;
     check_empty(conn, at).await?;
     let settings = settings(conn, at).await?;
     let facts = Facts {
         gtid_mode_on: settings.gtid_mode == "ON",
         scheduler_on: settings.scheduler == "ON",
-        ..privileges
+        lacks_to_replicate: baseline::missing_privileges(conn, &way::TO_REPLICATE).await?,
+        lacks_to_run: baseline::missing_privileges(conn, &way::TO_RUN).await?,
     };
-    check_alone(conn, &facts, at).await?;
+    check_no_replica(conn, "SHOW REPLICA STATUS", "STOP REPLICA; RESET REPLICA ALL", at).await?;
+    // Else the account may not see them.
+    if !facts.lacks_to_replicate.contains(&"REPLICATION SLAVE") {
+        check_no_source(conn, "SHOW REPLICAS", at).await?;
+    }
     let way = Way::choose(asked, &facts, at)?;
     if !way.sql {
-        check_server_id(server_id, needs, at)?;
+        check_server_id(server_id, needs, "SET PERSIST", at)?;
         settings.check_gtids(at)?;
     }
     settings.check_writable(at)?;
-    Ok((Server { version, identity }, way))
+    Ok(way)
 }
 
-fn check_server_id(server_id: u32, needs: &Needs, at: &str) -> Result<()> {
+async fn check_maria(
+    conn: &mut Conn,
+    needs: &Needs,
+    asked: Apply,
+    server_id: u32,
+    at: &str,
+    clean: bool,
+) -> Result<Way> {
+    if asked == Apply::Sql {
+        return Err(Error::refused(format!("{at} is a MariaDB: its log is not applied as SQL"))
+            .hint("leave --apply away: the server applies the log itself"));
+    }
+    check_server_id(server_id, needs, "SET GLOBAL", at)?;
+    // First, as the other questions need some of them.
+    check_privileges(conn, &MARIA_PRIVILEGES, at).await?;
+    check_half(conn, at, clean).await?;
+    check_empty(conn, at).await?;
+    let end = "STOP ALL REPLICAS; RESET REPLICA 'name' ALL";
+    check_no_replica(conn, "SHOW ALL REPLICAS STATUS", end, at).await?;
+    check_no_source(conn, "SHOW REPLICA HOSTS", at).await?;
+    check_maria_settings(conn, at).await?;
+    Ok(Way::native("a MariaDB applies its log itself"))
+}
+
+fn check_server_id(server_id: u32, needs: &Needs, set: &str, at: &str) -> Result<()> {
     if server_id != 0 && !needs.origins.contains(&server_id) {
         return Ok(());
     }
@@ -94,14 +172,34 @@ fn check_server_id(server_id: u32, needs: &Needs, at: &str) -> Result<()> {
         "{at} has server_id {server_id}, as servers in the archive have: \
          it would drop their transactions as its own"
     ))
-    .hint(format!("SET PERSIST server_id = {free}")))
+    .hint(format!("{set} server_id = {free}")))
 }
 
-/// Looks at the programs that are needed to fill a folder.
-pub(super) async fn folder(needs: &Needs) -> Result<Server> {
-    let version = tools::program_version(server::PROGRAM, server::PACKAGE).await?;
-    check_version(&format!("{} on PATH", server::PROGRAM), &version, needs)?;
-    Ok(Server { version, identity: String::new() })
+/// Looks for the program that fills a folder. Gives it, and its version.
+pub(super) async fn folder(needs: &Needs, source: Flavor) -> Result<(String, Server)> {
+    let (program, version) = server_program(needs, source).await?;
+    Ok((program, Server { version, identity: String::new() }))
+}
+
+/// The first program on PATH that fits.
+async fn server_program(needs: &Needs, source: Flavor) -> Result<(String, String)> {
+    let package = server::package(source.family);
+    let mut refused = None;
+    for program in server::programs(source) {
+        let version = match tools::program_version(&program, package).await {
+            Ok(version) => version,
+            Err(error) => {
+                refused = refused.or(Some(error));
+                continue;
+            }
+        };
+        match check_version(&format!("{program} on PATH"), &version, needs) {
+            Ok(()) => return Ok((program, version)),
+            // What is there and does not fit says more than what is not there.
+            Err(error) => refused = Some(error),
+        }
+    }
+    Err(refused.unwrap_or_else(|| Error::bug("no program is named")))
 }
 
 /// Whether the target runs on this host: then it reaches what listens on loopback.
@@ -117,9 +215,13 @@ pub(super) async fn same_host(endpoint: &Endpoint) -> Result<()> {
 }
 
 /// Looks for the client program.
-pub(super) async fn client(needs: &Needs) -> Result<()> {
+pub(super) async fn client(source: Flavor) -> Result<()> {
+    if source.is_maria() {
+        // pitr loads the baseline by itself.
+        return Ok(());
+    }
     let version = tools::program_version(CLIENT, baseline::CLIENT_PACKAGE).await?;
-    if tools::is_mariadb(&version) && !tools::is_mariadb(&needs.version) {
+    if tools::is_mariadb(&version) {
         return Err(Error::unavailable(format!(
             "{CLIENT} on PATH is MariaDB's ({version}) and cannot load a dump of MySQL"
         ))
@@ -142,18 +244,20 @@ fn check_version(what: &str, version: &str, needs: &Needs) -> Result<()> {
     if needs.version.is_empty() {
         return Ok(());
     }
-    if tools::is_mariadb(version) != tools::is_mariadb(&needs.version) {
+    let flavor = |text: &str| {
+        Flavor::parse(text)
+            .ok_or_else(|| Error::refused(format!("{text:?} is no version that can be compared")))
+    };
+    let (have, source) = (flavor(version)?, flavor(&needs.version)?);
+    if have.family != source.family {
         return Err(Error::refused(format!(
-            "{what} is {version}, the source was {}",
-            needs.version
+            "{what} is {} {version}, the source was {} {}: neither applies the other's log",
+            have.family, source.family, needs.version
         ))
         .hint("MySQL is restored into MySQL, MariaDB into MariaDB"));
     }
-    let number = |text: &str| {
-        tools::major_minor(text)
-            .ok_or_else(|| Error::refused(format!("{text:?} is no version that can be compared")))
-    };
-    if number(version)? < number(&needs.version)? {
+    let series = |flavor: Flavor| (flavor.number.0, flavor.number.1);
+    if series(have) < series(source) {
         return Err(Error::refused(format!(
             "{what} is {version}, older than the source ({})",
             needs.version
@@ -161,6 +265,17 @@ fn check_version(what: &str, version: &str, needs: &Needs) -> Result<()> {
         .hint("restore into a server of the source's version or a newer one"));
     }
     Ok(())
+}
+
+/// What an interrupted restore left is taken away, if that is wanted.
+async fn check_half(conn: &mut Conn, at: &str, clean: bool) -> Result<()> {
+    match Half::look(conn).await? {
+        Some(half) if clean => {
+            half.clean(conn).await.map_err(|error| error.context(format!("clean {at}")))
+        }
+        Some(half) => Err(half.refusal(at)),
+        None => Ok(()),
+    }
 }
 
 async fn check_empty(conn: &mut Conn, at: &str) -> Result<()> {
@@ -180,25 +295,25 @@ async fn check_empty(conn: &mut Conn, at: &str) -> Result<()> {
         .hint("restore into a fresh server, or into a folder with --into"))
 }
 
-/// Neither a replica itself, nor a source of others.
-async fn check_alone(conn: &mut Conn, facts: &Facts, at: &str) -> Result<()> {
+/// Not a replica itself. `channels` shows what it replicates, and `end` ends that.
+async fn check_no_replica(conn: &mut Conn, channels: &str, end: &str, at: &str) -> Result<()> {
     let channels: Vec<Row> =
-        ask::rows(conn, "SHOW REPLICA STATUS", || format!("ask {at} for replication")).await?;
-    if !channels.is_empty() {
-        return Err(Error::refused(format!("{at} is configured as a replica"))
-            .hint("STOP REPLICA; RESET REPLICA ALL"));
-    }
-    if facts.lacks_to_replicate.contains(&"REPLICATION SLAVE") {
-        // The account may not see them.
+        ask::rows(conn, channels, || format!("ask {at} for replication")).await?;
+    if channels.is_empty() {
         return Ok(());
     }
+    Err(Error::refused(format!("{at} is configured as a replica")).hint(end))
+}
+
+/// Nor a source of others.
+async fn check_no_source(conn: &mut Conn, replicas: &str, at: &str) -> Result<()> {
     let replicas: Vec<Row> =
-        ask::rows(conn, "SHOW REPLICAS", || format!("ask {at} for its replicas")).await?;
-    if !replicas.is_empty() {
-        return Err(Error::refused(format!("{at} has {} replicas", replicas.len()))
-            .hint("detach them first: they would take over everything that is restored"));
+        ask::rows(conn, replicas, || format!("ask {at} for its replicas")).await?;
+    if replicas.is_empty() {
+        return Ok(());
     }
-    Ok(())
+    Err(Error::refused(format!("{at} has {} replicas", replicas.len()))
+        .hint("detach them first: they would take over everything that is restored"))
 }
 
 /// Settings of a running server.
@@ -250,13 +365,46 @@ impl Settings {
     }
 }
 
-/// What the account may. Refuses one that may not even load a baseline.
-async fn check_privileges(conn: &mut Conn, at: &str) -> Result<Facts> {
+/// What a MariaDB could be told to leave out of what it replays, or to do otherwise.
+async fn check_maria_settings(conn: &mut Conn, at: &str) -> Result<()> {
+    const OFF: [(&str, &str); 10] = [
+        ("replicate_do_db", ""),
+        ("replicate_do_table", ""),
+        ("replicate_ignore_db", ""),
+        ("replicate_ignore_table", ""),
+        ("replicate_wild_do_table", ""),
+        ("replicate_wild_ignore_table", ""),
+        ("replicate_rewrite_db", ""),
+        ("slave_skip_errors", "OFF"),
+        ("read_only", "OFF"),
+        ("sql_slave_skip_counter", "0"),
+    ];
+    let settings: Vec<(String, String)> =
+        ask::rows(conn, "SHOW GLOBAL VARIABLES", || format!("read the settings of {at}")).await?;
+    for (name, value) in settings {
+        let name = name.to_ascii_lowercase();
+        let wrong = OFF.iter().find(|(off, wanted)| *off == name && *wanted != value);
+        if let Some((_, wanted)) = wrong {
+            return Err(Error::refused(format!("{at} has {name} = {value}"))
+                .hint(format!("SET GLOBAL {name} = '{wanted}', or start it without")));
+        }
+        if name == "secure_timestamp" && value == "YES" {
+            return Err(Error::refused(format!(
+                "{at} has {name} = {value}: it would give every row the time of the restore"
+            ))
+            .hint("start it with secure_timestamp = REPLICATION"));
+        }
+    }
+    Ok(())
+}
+
+/// Refuses an account that may not even load a baseline.
+async fn check_privileges(conn: &mut Conn, needed: &[&[&'static str]], at: &str) -> Result<()> {
     let refused = |what: String| {
         Error::refused(format!("{at}: the account may not restore: {what}"))
             .hint("connect as an account with ALL ON *.* WITH GRANT OPTION, such as root")
     };
-    let missing = match baseline::missing_privileges(conn, &PRIVILEGES).await {
+    let missing = match baseline::missing_privileges(conn, needed).await {
         Err(error) if error.class() == Class::Usage => return Err(refused(error.to_string())),
         missing => missing?,
     };
@@ -270,11 +418,7 @@ async fn check_privileges(conn: &mut Conn, at: &str) -> Result<Facts> {
     if !grants.iter().any(can_grant) {
         return Err(refused("it lacks WITH GRANT OPTION".into()));
     }
-    Ok(Facts {
-        lacks_to_replicate: baseline::missing_privileges(conn, &way::TO_REPLICATE).await?,
-        lacks_to_run: baseline::missing_privileges(conn, &way::TO_RUN).await?,
-        ..Facts::default()
-    })
+    Ok(())
 }
 
 #[cfg(test)]

@@ -3,10 +3,10 @@
 //! **Invariant:** a replay is over when the target has executed everything that was sent, or when
 //! one of its replication threads, or the log, says why that cannot be. It waits for nothing else.
 
-use super::ask;
-use super::executed::Executed;
+use super::flavor::Family;
 use super::serve::ReplaySource;
 use super::walk::Served;
+use super::{ask, standing};
 use crate::error::{Error, Result};
 use mysql_async::{Conn, Row};
 use std::net::{IpAddr, SocketAddr};
@@ -18,12 +18,15 @@ use tokio::sync::watch;
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// How long a thread may be stopped without an error: somebody may start it again.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long the receiver may try in vain to connect: pitr listens all the time.
+const CONNECTING: Duration = Duration::from_secs(30);
 /// How often progress is logged.
 const REPORT_EVERY: Duration = Duration::from_secs(10);
 
 /// Makes the target a replica of pitr at `address` and starts it.
 pub(super) async fn start(
     conn: &mut Conn,
+    family: Family,
     source: &ReplaySource,
     address: SocketAddr,
 ) -> Result<()> {
@@ -32,21 +35,24 @@ pub(super) async fn start(
         IpAddr::V4(ip) => ip.to_string(),
         IpAddr::V6(ip) => ip.to_string(),
     };
-    let port = address.port();
-    // Neither error nor log gets to see the statement: it has the password.
-    ask::run(
-        conn,
-        format!(
+    let (port, password) = (address.port(), password.reveal());
+    let change = match family {
+        Family::MySql => format!(
             "CHANGE REPLICATION SOURCE TO SOURCE_HOST = '{host}', SOURCE_PORT = {port}, \
-             SOURCE_USER = '{user}', SOURCE_PASSWORD = '{}', SOURCE_AUTO_POSITION = 1, \
+             SOURCE_USER = '{user}', SOURCE_PASSWORD = '{password}', SOURCE_AUTO_POSITION = 1, \
              SOURCE_SSL = 0, GET_SOURCE_PUBLIC_KEY = 0, SOURCE_CONNECT_RETRY = 1, \
              SOURCE_RETRY_COUNT = 30, SOURCE_HEARTBEAT_PERIOD = 1, SOURCE_DELAY = 0, \
-             PRIVILEGE_CHECKS_USER = NULL, REQUIRE_ROW_FORMAT = 0",
-            password.reveal()
+             PRIVILEGE_CHECKS_USER = NULL, REQUIRE_ROW_FORMAT = 0"
         ),
-        || "make the target a replica of pitr".into(),
-    )
-    .await?;
+        Family::MariaDb => format!(
+            "CHANGE MASTER TO MASTER_HOST = '{host}', MASTER_PORT = {port}, \
+             MASTER_USER = '{user}', MASTER_PASSWORD = '{password}', \
+             MASTER_USE_GTID = slave_pos, MASTER_SSL = 0, MASTER_SSL_VERIFY_SERVER_CERT = 0, \
+             MASTER_CONNECT_RETRY = 1, MASTER_HEARTBEAT_PERIOD = 1, MASTER_DELAY = 0"
+        ),
+    };
+    // Neither error nor log gets to see the statement: it has the password.
+    ask::run(conn, change, || "make the target a replica of pitr".into()).await?;
     ask::run(conn, "START REPLICA", || "start the target's replication".into()).await
 }
 
@@ -62,21 +68,24 @@ pub(super) async fn end(conn: &mut Conn) -> Result<()> {
 /// Unavailable, with the words of the target, if a replication thread has stopped.
 pub(super) async fn wait(
     conn: &mut Conn,
+    family: Family,
     mut served: watch::Receiver<Option<Arc<Served>>>,
 ) -> Result<Arc<Served>> {
     let mut reported = Instant::now();
     let mut stopped: Option<Instant> = None;
     loop {
-        match check_threads(conn).await? {
+        match check_threads(conn, family).await? {
             None => stopped = None,
-            Some(what) if stopped.get_or_insert_with(Instant::now).elapsed() > PATIENCE => {
-                return Err(Error::unavailable(format!("the target's {what} was stopped")));
+            Some((patience, what))
+                if stopped.get_or_insert_with(Instant::now).elapsed() > patience =>
+            {
+                return Err(Error::unavailable(format!("the target's {what}")));
             }
             Some(_) => {}
         }
         let all = served.borrow_and_update().clone();
         match all {
-            Some(all) if has_executed(conn, &all.gtids).await? => return Ok(all),
+            Some(all) if standing::has_executed(conn, &all.gtids).await? => return Ok(all),
             Some(_) => {}
             None => {
                 // Ends early when everything was sent.
@@ -85,29 +94,16 @@ pub(super) async fn wait(
         }
         if reported.elapsed() >= REPORT_EVERY {
             reported = Instant::now();
-            if let Some(executed) = super::load::executed(conn).await?.count() {
+            if let Some(executed) = standing::executed(conn, family).await?.count() {
                 tracing::info!("the target has executed {executed} transactions");
             }
         }
     }
 }
 
-/// Waits a moment for the target to have executed all of `set`.
-async fn has_executed(conn: &mut Conn, set: &Executed) -> Result<bool> {
-    if set.is_empty() {
-        return Ok(true);
-    }
-    // 1: not yet.
-    let missing: Option<u8> =
-        ask::first(conn, format!("SELECT WAIT_FOR_EXECUTED_GTID_SET('{set}', 1)"), || {
-            "wait for the target".into()
-        })
-        .await?;
-    Ok(missing == Some(0))
-}
-
-/// Whether the receiver and the applier still work. Gives the one that somebody stopped.
-async fn check_threads(conn: &mut Conn) -> Result<Option<&'static str>> {
+/// Whether the receiver and the applier still work. If one does not, and gives no error that is
+/// final: how long that may last, and what is the matter.
+async fn check_threads(conn: &mut Conn, family: Family) -> Result<Option<(Duration, String)>> {
     let asking = || "ask the target for its replication".to_owned();
     let row: Option<Row> = ask::first(conn, "SHOW REPLICA STATUS", asking).await?;
     let row = row.ok_or_else(|| {
@@ -116,20 +112,34 @@ async fn check_threads(conn: &mut Conn) -> Result<Option<&'static str>> {
     let text = |name: &str| -> String {
         row.get_opt::<Option<String>, _>(name).and_then(Result::ok).flatten().unwrap_or_default()
     };
+    let (applier, receiver) = match family {
+        Family::MySql => ("Replica_SQL_Running", "Replica_IO_Running"),
+        Family::MariaDb => ("Slave_SQL_Running", "Slave_IO_Running"),
+    };
     for (running, number, message, what) in [
-        ("Replica_SQL_Running", "Last_SQL_Errno", "Last_SQL_Error", "applier"),
-        ("Replica_IO_Running", "Last_IO_Errno", "Last_IO_Error", "receiver"),
+        (applier, "Last_SQL_Errno", "Last_SQL_Error", "applier"),
+        (receiver, "Last_IO_Errno", "Last_IO_Error", "receiver"),
     ] {
         let (state, number) = (text(running), text(number));
-        if state != "No" {
-            continue;
+        match (state.as_str(), number.as_str()) {
+            ("No", "0") => return Ok(Some((PATIENCE, format!("{what} was stopped")))),
+            ("Connecting", _) => {
+                let what = format!("{what} does not get through to pitr: {}", text(message));
+                return Ok(Some((CONNECTING, what)));
+            }
+            ("No", _) => {}
+            ("", _) => {
+                return Err(Error::unavailable(format!("the target does not say {running}")));
+            }
+            _ => continue,
         }
-        if number == "0" {
-            return Ok(Some(what));
-        }
-        let worker = worker_error(conn).await?.unwrap_or_else(|| text(message));
+        let said = match family {
+            Family::MySql => worker_error(conn).await?,
+            Family::MariaDb => None,
+        };
+        let said = said.unwrap_or_else(|| text(message));
         return Err(Error::unavailable(format!(
-            "the target's {what} stopped with error {number}: {worker}"
+            "the target's {what} stopped with error {number}: {said}"
         ))
         .hint("the target is left as it is, for a look at it; make a fresh one to try again"));
     }

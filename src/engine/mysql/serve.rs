@@ -5,18 +5,24 @@
 //! knows the one-time password and has the right `server_id`. When it connects again, its old
 //! stream ends, and the new one leaves out what it has.
 //!
-//! This listens and answers; what goes into the stream is decided in `dump`.
+//! This listens and answers; what goes into the stream is decided in `dump`. What replicas of a
+//! family ask, and how, is in [`mysql`] and [`maria`].
 //!
 //! **Invariant:** whoever does not know the password changes nothing and learns nothing but the
 //! version that is announced.
 
+mod held;
+mod maria;
+mod mysql;
+
+pub(super) use held::Held;
+
 use super::auth::{self, Greeting, OK_PACKET, Plugin, ServerError};
-use super::dump::Dump;
-use super::event::Reader;
-use super::gtid::GtidSet;
+use super::dump::{Dump, Form};
+use super::flavor::Family;
+use super::maria::BinlogState;
 use super::packet::{PacketCodec, Packets, receive, send};
 use super::walk::{Program, Served};
-use crate::clock::Timestamp;
 use crate::engine::Secret;
 use crate::error::{Context, Error, Result};
 use futures_util::StreamExt;
@@ -40,6 +46,7 @@ mod command {
     pub(super) const QUIT: u8 = 0x01;
     pub(super) const QUERY: u8 = 0x03;
     pub(super) const PING: u8 = 0x0e;
+    pub(super) const BINLOG_DUMP: u8 = 0x12;
     pub(super) const REGISTER_REPLICA: u8 = 0x15;
     pub(super) const BINLOG_DUMP_GTID: u8 = 0x1e;
 }
@@ -63,6 +70,8 @@ pub(super) enum Ended {
 /// Who pitr says it is.
 #[derive(Debug, Clone)]
 pub(super) struct Identity {
+    /// What it is a source for.
+    pub(super) family: Family,
     /// Version of the captured server.
     pub(super) version: String,
     /// A `server_id` that neither the target nor any event has.
@@ -164,9 +173,14 @@ impl ReplaySource {
         tcp.set_nodelay(true).unavailable(|| peer.to_owned())?;
         let mut packets = PacketCodec::new(COMMAND_LIMIT).framed(tcp);
         let id = rand::random::<u32>() >> 1;
-        let greeting = Greeting::new(&self.identity.version, id, Plugin::CachingSha2);
+        let greeting = match self.identity.family {
+            Family::MySql => Greeting::new(&self.identity.version, id, Plugin::CachingSha2),
+            Family::MariaDb => {
+                Greeting::new(&maria::announced(&self.identity.version), id, Plugin::Native)
+            }
+        };
         auth::accept(&mut packets, &greeting, &self.user, &self.password, peer).await?;
-        let mut heartbeat = HEARTBEAT;
+        let mut said = Said { heartbeat: HEARTBEAT, ..Said::default() };
         loop {
             packets.codec_mut().restart();
             let packet = receive(&mut packets, peer).await?;
@@ -180,15 +194,10 @@ impl ReplaySource {
                 }
                 command::QUERY => {
                     let asked = String::from_utf8_lossy(body);
-                    if let Some(period) = heartbeat_period(&asked) {
-                        heartbeat = period;
-                    }
-                    self.answer(&mut packets, &asked, peer).await?;
+                    self.answer(&mut packets, &asked, &mut said, peer).await?;
                 }
-                command::BINLOG_DUMP_GTID => match self.request(body) {
-                    Ok(request) => {
-                        return Ok(self.dump(packets, request, heartbeat, peer).await);
-                    }
+                asks if asks == self.dump_command() => match self.request(body, &said) {
+                    Ok(request) => return Ok(self.dump(packets, request, peer).await),
                     Err(refused) => {
                         send(&mut packets, &refused.encode(), peer).await?;
                         return Err(Error::refused(format!("{peer}: {}", refused.message)));
@@ -207,26 +216,34 @@ impl ReplaySource {
         &self,
         packets: &mut Packets<TcpStream>,
         asked: &str,
+        said: &mut Said,
         peer: &str,
     ) -> Result<()> {
         tracing::debug!("{peer} asks: {asked:.200}");
-        match self.reply(asked) {
+        if let Some(period) = heartbeat_period(asked) {
+            said.heartbeat = period;
+        }
+        match self.reply(asked, said) {
             Reply::Done => send(packets, &OK_PACKET, peer).await,
             Reply::Error(code, message) => {
                 send(packets, &ServerError { code, message }.encode(), peer).await
             }
-            Reply::Value(value) => {
-                // One column of text, one row, with the old end marks.
+            Reply::Row(columns) => {
+                // One row of text, with the old end marks.
                 const END: [u8; 5] = [0xfe, 0, 0, 2, 0];
-                let mut column = Vec::new();
-                for word in ["def", "", "", "", "value", ""] {
-                    put_text(&mut column, word);
-                }
-                // utf8mb4, 1,024 characters, VAR_STRING, no flags, no decimals.
-                column.extend_from_slice(&[12, 45, 0, 0, 4, 0, 0, 0xfd, 0, 0, 0, 0, 0]);
+                send(packets, &[columns.len() as u8], peer).await?;
                 let mut row = Vec::new();
-                put_text(&mut row, &value);
-                for packet in [&[1_u8][..], &column, &END, &row, &END] {
+                for (name, value) in columns {
+                    let mut column = Vec::new();
+                    for word in ["def", "", "", "", name, ""] {
+                        put_text(&mut column, word);
+                    }
+                    // utf8mb4, 1,024 characters, VAR_STRING, no flags, no decimals.
+                    column.extend_from_slice(&[12, 45, 0, 0, 4, 0, 0, 0xfd, 0, 0, 0, 0, 0]);
+                    send(packets, &column, peer).await?;
+                    put_text(&mut row, &value);
+                }
+                for packet in [&END[..], &row, &END] {
                     send(packets, packet, peer).await?;
                 }
                 Ok(())
@@ -235,52 +252,36 @@ impl ReplaySource {
     }
 
     /// The answer to a statement, whatever its case and spacing.
-    fn reply(&self, asked: &str) -> Reply {
-        let asked = asked.to_ascii_lowercase();
-        let words: Vec<&str> = asked.trim_end_matches(';').split_ascii_whitespace().collect();
-        match words.as_slice() {
-            ["set", ..] => Reply::Done,
-            ["select", "unix_timestamp()"] => {
-                Reply::Value((Timestamp::now().as_micros() / 1_000_000).to_string())
-            }
-            ["select", variable] => match variable.trim_start_matches('@') {
-                "global.server_id" | "server_id" => {
-                    Reply::Value(self.identity.server_id.to_string())
-                }
-                "global.server_uuid" | "server_uuid" => Reply::Value(self.identity.uuid.clone()),
-                "global.gtid_mode" | "gtid_mode" => Reply::Value("ON".into()),
-                "source_binlog_checksum" | "master_binlog_checksum" => Reply::Value("CRC32".into()),
-                "version()" | "version" | "global.version" => {
-                    Reply::Value(self.identity.version.clone())
-                }
-                name if variable.starts_with("@@") => {
-                    // So it is with semi-synchronous replication, which is not offered.
-                    let text = format!("Unknown system variable '{name:.64}'");
-                    Reply::Error(code::UNKNOWN_SYSTEM_VARIABLE, text)
-                }
-                _ => not_supported(),
-            },
-            _ => not_supported(),
+    fn reply(&self, asked: &str, said: &mut Said) -> Reply {
+        let lower = asked.to_ascii_lowercase();
+        let words: Vec<&str> = lower.trim_end_matches(';').split_ascii_whitespace().collect();
+        match self.identity.family {
+            Family::MySql => mysql::reply(&self.identity, &words),
+            Family::MariaDb => maria::reply(&self.identity, &words, said),
         }
     }
 
-    fn request(&self, body: &[u8]) -> Result<Request, ServerError> {
+    fn dump_command(&self) -> u8 {
+        match self.identity.family {
+            Family::MySql => command::BINLOG_DUMP_GTID,
+            Family::MariaDb => command::BINLOG_DUMP,
+        }
+    }
+
+    fn request(&self, body: &[u8], said: &Said) -> Result<Request, ServerError> {
         let refused = |message: &str| ServerError { code: code::FATAL, message: message.into() };
-        let request =
-            Request::parse(body).ok_or_else(|| refused("pitr cannot read what is asked for"))?;
+        let request = match self.identity.family {
+            Family::MySql => mysql::request(body, said),
+            Family::MariaDb => maria::request(body, said, &self.program.base),
+        };
+        let request = request.map_err(refused)?;
         if request.server_id != self.replica_id {
             return Err(refused("pitr serves one server only, which is another one"));
         }
         Ok(request)
     }
 
-    async fn dump(
-        &self,
-        packets: Packets<TcpStream>,
-        request: Request,
-        heartbeat: Duration,
-        peer: &str,
-    ) -> Ended {
+    async fn dump(&self, packets: Packets<TcpStream>, request: Request, peer: &str) -> Ended {
         tracing::debug!("{peer} has {}", request.has);
         let mut newest = self.newest.subscribe();
         let mut number = 0;
@@ -288,21 +289,30 @@ impl ReplaySource {
             *n += 1;
             number = *n;
         });
-        let version_2 = request.heartbeat_version_2;
         let mut dump = Dump::new(
             packets,
             &self.program,
             self.identity.server_id,
             self.replica_id,
-            request.has.into(),
+            request.has,
+            request.form,
         );
-        dump.heartbeats(heartbeat, version_2);
         let superseded = newest.wait_for(|n| *n != number);
         tokio::select! {
             ended = dump.run(&self.served) => ended,
             _ = superseded => Ended::Closed(Error::unavailable("the replica connected again")),
         }
     }
+}
+
+/// An answer with one value.
+fn value(value: impl Into<String>) -> Reply {
+    Reply::Row(vec![("value", value.into())])
+}
+
+fn unknown_variable(name: &str) -> Reply {
+    let text = format!("Unknown system variable '{name:.64}'");
+    Reply::Error(code::UNKNOWN_SYSTEM_VARIABLE, text)
 }
 
 fn not_supported() -> Reply {
@@ -312,7 +322,8 @@ fn not_supported() -> Reply {
 #[derive(Debug, PartialEq, Eq)]
 enum Reply {
     Done,
-    Value(String),
+    /// One row: names of columns and their values.
+    Row(Vec<(&'static str, String)>),
     Error(u16, String),
 }
 
@@ -331,28 +342,22 @@ fn heartbeat_period(asked: &str) -> Option<Duration> {
     (!period.is_zero()).then(|| period.max(Duration::from_millis(10)))
 }
 
-/// `COM_BINLOG_DUMP_GTID`.
+/// What a replica said before it asked for the log.
+#[derive(Debug, Default)]
+struct Said {
+    heartbeat: Duration,
+    /// MariaDB: the last transaction that it has of each domain.
+    position: Option<BinlogState>,
+    /// MariaDB: what it understands.
+    capability: u32,
+}
+
+/// What a replica asks for.
 #[derive(Debug)]
 struct Request {
     server_id: u32,
-    heartbeat_version_2: bool,
-    has: GtidSet,
-}
-
-impl Request {
-    fn parse(body: &[u8]) -> Option<Self> {
-        const USE_HEARTBEAT_EVENT_V2: u16 = 1 << 1;
-        let mut at = Reader(body);
-        let flags = at.u16()?;
-        let server_id = at.u32()?;
-        let name_len = usize::try_from(at.u32()?).ok()?;
-        at.bytes(name_len)?;
-        at.u64()?;
-        let set_len = usize::try_from(at.u32()?).ok()?;
-        let has = GtidSet::decode(at.bytes(set_len)?).ok()?;
-        let heartbeat_version_2 = flags & USE_HEARTBEAT_EVENT_V2 != 0;
-        Some(Self { server_id, heartbeat_version_2, has })
-    }
+    has: Held,
+    form: Form,
 }
 
 #[cfg(test)]
@@ -369,28 +374,10 @@ mod tests {
         assert_eq!(heartbeat_period("SET NAMES utf8"), None);
     }
 
-    #[test]
-    fn a_real_dump_command_is_understood() {
-        let mut body = vec![0x02, 0, 0xf2, 0x1c, 0, 0, 0, 0, 0, 0];
-        body.extend(4_u64.to_le_bytes());
-        let set: GtidSet = "3e11fa47-71ca-11e1-9e33-c80aa9429562:1-5".parse().unwrap();
-        let mut encoded = vec![];
-        set.encode(&mut encoded);
-        body.extend((encoded.len() as u32).to_le_bytes());
-        body.extend(encoded);
-        let request = Request::parse(&body).unwrap();
-        assert_eq!((request.server_id, request.heartbeat_version_2), (0x1cf2, true));
-        assert_eq!(request.has, set);
-        for len in 0..body.len() {
-            assert!(Request::parse(&body[..len]).is_none());
-        }
-    }
-
     proptest! {
         #[test]
-        fn arbitrary_commands_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
-            let _ = Request::parse(&bytes);
-            let _ = heartbeat_period(&String::from_utf8_lossy(&bytes));
+        fn arbitrary_statements_never_panic(statement in ".{0,200}") {
+            let _ = heartbeat_period(&statement);
         }
     }
 }

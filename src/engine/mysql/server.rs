@@ -1,14 +1,20 @@
-//! A scratch MySQL server: the program from PATH on a fresh data directory, behind a local socket
-//! in a folder that only this user can enter.
+//! A scratch server: a program from PATH on a fresh data directory, behind a local socket in a
+//! folder that only this user can enter.
 //!
 //! Its settings are as fast as is safe for a run that starts over when it fails: no binlog, no
-//! doublewrite, and the redo log off while work goes on. [`ScratchServer::shutdown`] puts that
+//! doublewrite, and MySQL's redo log off while work goes on. [`ScratchServer::shutdown`] puts that
 //! right and leaves a directory that any server of the version can start on; a server that is
 //! dropped before is killed, and its directory is worth nothing.
 //!
+//! What the families call their programs and options stands in [`mysql`] and [`maria`].
+//!
 //! **Invariant:** it never listens on the network, and never runs events.
 
+mod maria;
+mod mysql;
+
 use super::ask;
+use super::flavor::{Family, Flavor};
 use super::tools::{self, PrivateDir};
 use crate::engine::Secret;
 use crate::engine::guard::Guard;
@@ -20,10 +26,6 @@ use std::process::Stdio;
 use std::time::Duration;
 use tokio::process::{Child, Command};
 
-/// The program.
-pub(super) const PROGRAM: &str = "mysqld";
-/// The package that has it.
-pub(super) const PACKAGE: &str = "the MySQL server (mysql-server)";
 /// Longest path of a local socket that Linux takes.
 const SOCKET_PATH_BYTES: usize = 107;
 /// How long a start may take. Starting on a fresh directory takes seconds.
@@ -40,6 +42,10 @@ pub(super) const LARGEST_PACKET: u64 = 1 << 30;
 /// What is fixed when a data directory is made, and what the run needs.
 #[derive(Debug, Clone)]
 pub(super) struct Setup {
+    /// The kind of server.
+    pub(super) family: Family,
+    /// The program: one of [`programs`].
+    pub(super) program: String,
     /// Where the data directory is made; must not exist.
     pub(super) data: PathBuf,
     /// Where the log is kept until it is applied; must exist, and is to be removed afterwards.
@@ -57,6 +63,8 @@ pub(super) struct Setup {
 /// A running scratch server.
 #[derive(Debug)]
 pub(super) struct ScratchServer {
+    family: Family,
+    program: String,
     child: Child,
     guard: Option<Guard>,
     runtime: PrivateDir,
@@ -82,10 +90,17 @@ impl ScratchServer {
         }
         let child = command(setup, &runtime)
             .spawn()
-            .map_err(|error| tools::start_error(PROGRAM, PACKAGE, error))?;
+            .map_err(|error| tools::start_error(&setup.program, package(setup.family), error))?;
         let guard = Guard::over(&child)?;
-        let mut server =
-            Self { child, guard, runtime, user: "root".into(), password: Secret::default() };
+        let mut server = Self {
+            family: setup.family,
+            program: setup.program.clone(),
+            child,
+            guard,
+            runtime,
+            user: "root".into(),
+            password: Secret::default(),
+        };
         let mut root = server.wait_until_ready().await?;
         server.make_admin(&mut root).await?;
         Ok(server)
@@ -115,8 +130,11 @@ impl ScratchServer {
     /// server down in order and waits until it has ended.
     pub(super) async fn shutdown(mut self) -> Result<()> {
         let doing = || "shut the scratch server down".to_owned();
+        let program = self.program.clone();
         let mut conn = self.connect().await?;
-        ask::run(&mut conn, "ALTER INSTANCE ENABLE INNODB REDO_LOG", doing).await?;
+        if self.family == Family::MySql {
+            ask::run(&mut conn, mysql::REDO_ON, doing).await?;
+        }
         ask::run(&mut conn, "SET GLOBAL innodb_fast_shutdown = 1", doing).await?;
         ask::run(&mut conn, format!("DROP USER '{}'@'localhost'", self.user), doing).await?;
         ask::run(&mut conn, "SHUTDOWN", doing).await?;
@@ -125,10 +143,11 @@ impl ScratchServer {
         drop(conn);
         match tokio::time::timeout(SHUTDOWN, self.child.wait()).await {
             Ok(Ok(status)) if status.success() => Ok(()),
-            Ok(Ok(status)) => Err(self.with_log(&format!("mysqld ended with {status}"))),
-            Ok(Err(error)) => Err(error).unavailable(|| "wait for mysqld".into()),
+            Ok(Ok(status)) => Err(self.with_log(&format!("{program} ended with {status}"))),
+            Ok(Err(error)) => Err(error).unavailable(|| format!("wait for {program}")),
             Err(_) => {
-                Err(self.with_log(&format!("mysqld did not end within {} s", SHUTDOWN.as_secs())))
+                let secs = SHUTDOWN.as_secs();
+                Err(self.with_log(&format!("{program} did not end within {secs} s")))
             }
         }
     }
@@ -143,10 +162,12 @@ impl ScratchServer {
     }
 
     async fn wait_until_ready(&mut self) -> Result<Conn> {
+        let program = self.program.clone();
         let ready = async {
             loop {
-                if let Some(status) = self.child.try_wait().unavailable(|| "watch mysqld".into())? {
-                    return Err(self.with_log(&format!("mysqld ended with {status}")));
+                let ended = self.child.try_wait().unavailable(|| format!("watch {program}"))?;
+                if let Some(status) = ended {
+                    return Err(self.with_log(&format!("{program} ended with {status}")));
                 }
                 if let Ok(conn) = self.connect().await {
                     return Ok(conn);
@@ -158,24 +179,26 @@ impl ScratchServer {
             Ok(ready) => ready,
             Err(_) => {
                 let secs = START.as_secs();
-                Err(self.with_log(&format!("mysqld does not answer within {secs} s")))
+                Err(self.with_log(&format!("{program} does not answer within {secs} s")))
             }
         }
     }
 
     /// Goes on as an administrator of its own, so that `root@localhost` can become what the
-    /// source had; the one that a fresh directory comes with is dropped.
+    /// source had; those that a fresh directory comes with are dropped.
     async fn make_admin(&mut self, root: &mut Conn) -> Result<()> {
         let user = format!("pitr-{:016x}", rand::random::<u64>());
         let password = format!("{:032x}", rand::random::<u128>());
-        for statement in [
+        let mut statements = vec![
             format!("CREATE USER '{user}'@'localhost' IDENTIFIED BY '{password}'"),
             format!("GRANT ALL ON *.* TO '{user}'@'localhost' WITH GRANT OPTION"),
-            format!("GRANT PROXY ON ''@'' TO '{user}'@'localhost' WITH GRANT OPTION"),
-            "ALTER INSTANCE DISABLE INNODB REDO_LOG".into(),
-            // The last: the rights of an open connection go with its account.
-            "DROP USER root@localhost".into(),
-        ] {
+        ];
+        let rest = match self.family {
+            Family::MySql => mysql::admin(&user),
+            Family::MariaDb => maria::admin(root, &user).await?,
+        };
+        statements.extend(rest);
+        for statement in statements {
             // The statement is not named: it holds the password.
             ask::run(root, statement, || "set up the scratch server".into()).await?;
         }
@@ -185,25 +208,43 @@ impl ScratchServer {
     }
 }
 
+/// The programs that may serve to restore what a server of this version had, the best first.
+pub(super) fn programs(source: Flavor) -> Vec<String> {
+    match source.family {
+        Family::MySql => vec!["mysqld".into()],
+        Family::MariaDb => maria::programs(source),
+    }
+}
+
+/// The package that has the program.
+pub(super) fn package(family: Family) -> &'static str {
+    match family {
+        Family::MySql => mysql::PACKAGE,
+        Family::MariaDb => maria::PACKAGE,
+    }
+}
+
 async fn initialize(setup: &Setup) -> Result<()> {
-    let child = base_command(setup)
-        .arg("--initialize-insecure")
+    let (name, mut command) = match setup.family {
+        Family::MySql => mysql::initializer(setup),
+        Family::MariaDb => maria::initializer(setup),
+    };
+    let child = for_data(&mut command, setup)
         .stderr(Stdio::piped())
         .spawn()
-        .map_err(|error| tools::start_error(PROGRAM, PACKAGE, error))?;
+        .map_err(|error| tools::start_error(&name, package(setup.family), error))?;
     let guard = Guard::over(&child)?;
-    let output = child.wait_with_output().await.unavailable(|| format!("wait for {PROGRAM}"))?;
+    let output = child.wait_with_output().await.unavailable(|| format!("wait for {name}"))?;
     drop(guard);
     if output.status.success() {
         return Ok(());
     }
     let stderr = tools::last_words(&output.stderr[..]).await;
-    Err(tools::failed("mysqld --initialize-insecure", output.status, &stderr))
+    Err(tools::failed(&name, output.status, &stderr))
 }
 
-fn base_command(setup: &Setup) -> Command {
-    let mut command = Command::new(PROGRAM);
-    command.arg("--no-defaults");
+/// Names the data directory, and what is fixed with it.
+fn for_data<'a>(command: &'a mut Command, setup: &Setup) -> &'a mut Command {
     if runs_as_root() {
         command.arg("--user=root");
     }
@@ -214,32 +255,27 @@ fn base_command(setup: &Setup) -> Command {
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
-        .kill_on_drop(true);
-    command
+        .kill_on_drop(true)
 }
 
 fn command(setup: &Setup, runtime: &PrivateDir) -> Command {
-    let mut command = base_command(setup);
+    let mut command = Command::new(&setup.program);
     let runtime = runtime.path();
-    command
+    for_data(command.arg("--no-defaults"), setup)
         .arg(with_path("--socket=", &runtime.join("s")))
         .arg(with_path("--pid-file=", &runtime.join("pid")))
         .arg(with_path("--log-error=", &runtime.join("error.log")))
-        .args(["--skip-networking", "--mysqlx=OFF", "--event-scheduler=OFF"])
-        .args(["--skip-log-bin", "--log-replica-updates=OFF", "--skip-replica-start"])
-        .args(["--gtid-mode=ON", "--enforce-gtid-consistency=ON"])
+        .args(["--skip-networking", "--event-scheduler=OFF", "--skip-log-bin"])
         .args(["--innodb-doublewrite=OFF", "--innodb-flush-log-at-trx-commit=0"])
         .arg(with_path("--relay-log=", &setup.relay.join("relay")))
         .arg(format!("--relay-log-space-limit={RELAY_BYTES}"))
-        .args(["--local-infile=OFF", "--log-error-verbosity=2"])
+        .arg("--local-infile=OFF")
         .arg(format!("--max-allowed-packet={LARGEST_PACKET}"))
         .arg(format!("--innodb-buffer-pool-size={}", buffer_pool_bytes()))
         .arg(format!("--server-id={}", setup.server_id));
-    // Ways to log in that accounts of the source may have and that servers do not load by
-    // themselves: without them, such an account cannot be created.
-    command.args(["--loose-mysql-native-password=ON", "--plugin-load-add=auth_socket.so"]);
-    if setup.partial_revokes {
-        command.arg("--partial-revokes=ON");
+    match setup.family {
+        Family::MySql => mysql::options(&mut command, setup),
+        Family::MariaDb => maria::options(&mut command, setup),
     }
     command
 }

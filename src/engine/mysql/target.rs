@@ -1,4 +1,6 @@
-//! A MySQL server that is restored into: one that runs, or a fresh folder.
+//! A MySQL or MariaDB server that is restored into: one that runs, or a fresh folder.
+//!
+//! The way is the same for both; where their words differ, the modules below know them.
 //!
 //! The log is replayed by the target's own applier, with pitr as its replication source. While
 //! that goes on the target has settings that suit it; what they were before is put back at the
@@ -12,12 +14,14 @@ use super::apply::way::Way;
 use super::apply::{self, Names};
 use super::events::States;
 use super::executed::Executed;
+use super::flavor::Family;
 use super::half::Half;
 use super::load::{self, Accounts, Baseline, Rights};
 use super::serve::{Identity, ReplaySource};
 use super::server::{LARGEST_PACKET, ScratchServer, Setup};
+use super::settings::{Globals, set_global};
 use super::walk::Program;
-use super::{ask, check, only, preflight, replay, sql, tools};
+use super::{ask, check, only, preflight, replay, sql, standing, tools};
 use crate::durable;
 use crate::engine::{self, Apply, Endpoint, Needs, Target, TargetOptions, Work, tls, unfinished};
 use crate::error::{Context, Error, Result};
@@ -42,6 +46,10 @@ pub struct MysqlTarget {
     options: TargetOptions,
     place: Place,
     needs: Needs,
+    /// That of the source: a target of another one is refused.
+    family: Family,
+    /// The program that fills a folder.
+    program: String,
     session: Option<Conn>,
     globals: Globals,
     /// Accounts that are not what they were at the source.
@@ -75,6 +83,8 @@ impl MysqlTarget {
             options,
             place,
             needs: Needs::default(),
+            family: Family::MySql,
+            program: String::new(),
             session: None,
             globals: Globals::default(),
             accounts: Accounts::default(),
@@ -116,7 +126,9 @@ impl MysqlTarget {
 
     async fn look(&mut self, needs: &Needs) -> Result<Server> {
         self.needs = needs.clone();
-        preflight::client(needs).await?;
+        let source = preflight::source(needs)?;
+        self.family = source.family;
+        preflight::client(source).await?;
         let at = self.at();
         match &self.place {
             Place::Folder { .. } if self.options.apply == Apply::Sql => {
@@ -125,7 +137,9 @@ impl MysqlTarget {
             }
             Place::Folder { dir, .. } => {
                 unfinished::check(dir, &OWN)?;
-                preflight::folder(needs).await
+                let (program, server) = preflight::folder(needs, source).await?;
+                self.program = program;
+                Ok(server)
             }
             Place::Running(endpoint) => {
                 let mut conn = sql::connect(endpoint).await?;
@@ -133,7 +147,8 @@ impl MysqlTarget {
                 ask::run(&mut conn, "SET SESSION autocommit = 1", || "set autocommit".into())
                     .await?;
                 let (asked, clean) = (self.options.apply, self.options.clean);
-                let (server, way) = preflight::running(&mut conn, needs, asked, &at, clean).await?;
+                let (server, way) =
+                    preflight::running(&mut conn, needs, source, asked, &at, clean).await?;
                 self.way = way;
                 if !self.way.sql && self.listen().ip().is_loopback() {
                     preflight::same_host(endpoint).await?;
@@ -175,7 +190,7 @@ impl MysqlTarget {
             // Its GTIDs stay the target's own.
             return Ok(());
         }
-        load::take_over_gtids(session, &meta.position.gtids).await
+        standing::take_over(session, self.family, &meta.position.gtids).await
     }
 
     async fn replay_log(
@@ -184,20 +199,24 @@ impl MysqlTarget {
         log: OpenLog,
         cut: &Cut,
     ) -> Result<Applied> {
-        let listen = self.listen();
+        let (listen, family) = (self.listen(), self.family);
         let conn = self.session()?;
         let replica_id: Option<u32> =
             ask::first(conn, "SELECT @@server_id", || "ask for server_id".into()).await?;
         let replica_id = replica_id.ok_or_else(|| Error::bug("the target has no server_id"))?;
         let base: Executed = baseline.position.gtids.parse()?;
         let events = States::read(conn).await?;
-        let program = Program { log, cut: cut.clone(), base, events };
+        let mut program = Program { log, cut: cut.clone(), base, events };
+        if family == Family::MariaDb {
+            program.find_place().await?;
+        }
         if self.way.sql {
             return self.apply_as_sql(&program).await;
         }
         let mut taken = self.needs.origins.clone();
         taken.push(replica_id);
         let identity = Identity {
+            family,
             version: baseline.server.version.clone(),
             server_id: preflight::free_server_id(&taken),
             uuid: uuid::Uuid::new_v4().to_string(),
@@ -208,9 +227,10 @@ impl MysqlTarget {
         let conn = self.session()?;
         let served = source.served();
         let replay = async {
-            replay::start(conn, &source, address).await?;
-            let all = replay::wait(conn, served).await?;
+            replay::start(conn, family, &source, address).await?;
+            let all = replay::wait(conn, family, served).await?;
             replay::end(conn).await?;
+            standing::settle(conn, &all.gtids).await?;
             Ok(all)
         };
         let outcome = tokio::select! {
@@ -270,22 +290,9 @@ impl MysqlTarget {
         if !self.way.admin {
             return Ok(());
         }
-        let workers = std::thread::available_parallelism().map_or(4, usize::from).clamp(4, 64);
         let running = matches!(self.place, Place::Running(_));
         let conn = self.session.as_mut().ok_or_else(|| Error::bug("no connection"))?;
-        let globals = &mut self.globals;
-        globals.change(conn, "replica_parallel_workers", &workers.to_string()).await?;
-        let largest = LARGEST_PACKET.to_string();
-        globals.change(conn, "replica_max_allowed_packet", &largest).await?;
-        globals.change(conn, "replica_pending_jobs_size_max", &largest).await?;
-        // Not there before 8.4; what the source allowed is to be allowed here.
-        globals.change_if_known(conn, "restrict_fk_on_non_standard_key", "OFF").await?;
-        if running {
-            // A restore that is interrupted starts over, so nothing is lost by this.
-            globals.change(conn, "sync_binlog", "0").await?;
-            globals.change(conn, "innodb_flush_log_at_trx_commit", "2").await?;
-        }
-        Ok(())
+        self.globals.for_replay(conn, self.family, running).await
     }
 
     /// Where to listen for the target: where only this host gets to, unless told otherwise.
@@ -313,14 +320,15 @@ impl MysqlTarget {
         let events = self.events.take().ok_or_else(|| Error::bug("finish before replay"))?;
         // A connection of its own: its session's settings change.
         let mut other = self.connect().await?;
-        let scheduled = events.put_in_force(&mut other).await?;
+        let scheduled = events.put_in_force(&mut other, self.family).await?;
         other.disconnect().await.unavailable(|| "close a connection".into())?;
         let running = matches!(self.place, Place::Running(_));
         let databases = std::mem::take(&mut self.options.databases);
+        let family = self.family;
         let conn = self.session()?;
         let kept =
             if databases.is_empty() { None } else { Some(only::keep(conn, &databases).await?) };
-        let tables = check::everything(conn, &applied.gtids.parse()?).await?;
+        let tables = check::everything(conn, family, &applied.gtids.parse()?).await?;
         if running {
             // What was committed under looser settings is made durable before those come back.
             ask::run(conn, "FLUSH NO_WRITE_TO_BINLOG LOGS", || "make everything durable".into())
@@ -328,8 +336,12 @@ impl MysqlTarget {
         }
         let mut globals = std::mem::take(&mut self.globals);
         globals.put_back(self.session()?).await?;
+        let gtids = match family {
+            Family::MySql => "gtid_executed",
+            Family::MariaDb => "gtid_slave_pos",
+        };
         let mut said = format!(
-            "gtid_executed is exactly that of the instant, {tables} tables checked, \
+            "{gtids} is exactly that of the instant, {tables} tables checked, \
              {scheduled} scheduled events in their state"
         );
         let prepared = check::prepared(self.session()?).await?;
@@ -357,7 +369,9 @@ impl MysqlTarget {
                     .unavailable(|| format!("remove {}", relay.display()))?;
                 durable::sync_dir(&dir.join(DATA))?;
                 unfinished::end(dir)?;
-                said.push_str(", shut down in order; start it with mysqld --datadir=");
+                said.push_str(", shut down in order; start it with ");
+                said.push_str(&self.program);
+                said.push_str(" --datadir=");
                 let data = std::path::absolute(dir.join(DATA))
                     .unavailable(|| format!("find the path of {}", dir.display()))?;
                 said.push_str(&data.display().to_string());
@@ -379,6 +393,8 @@ impl MysqlTarget {
                 unfinished::begin(dir, &OWN)?;
                 durable::create_dir_all(&dir.join(RELAY))?;
                 let setup = Setup {
+                    family: self.family,
+                    program: self.program.clone(),
                     data: dir.join(DATA),
                     relay: dir.join(RELAY),
                     lower_case_table_names: facts.lower_case_table_names,
@@ -461,64 +477,4 @@ async fn check_names(conn: &mut Conn, at: &str, source: u8) -> Result<()> {
         "{at} has lower_case_table_names = {target}, the source had {source}"
     ))
     .hint("it is fixed when a data directory is made: restore with --into, or make another server"))
-}
-
-async fn set_global(conn: &mut Conn, name: &str, value: &str) -> Result<()> {
-    ask::run(conn, format!("SET GLOBAL {name} = {value}"), || format!("set {name} = {value}")).await
-}
-
-/// Global variables that were changed for the time of the restore.
-#[derive(Debug, Default)]
-struct Globals {
-    before: Vec<(String, String)>,
-    /// Where a running server keeps them, too.
-    half: Option<Half>,
-}
-
-impl Globals {
-    /// Changes one and remembers what it was.
-    async fn change(&mut self, conn: &mut Conn, name: &str, value: &str) -> Result<()> {
-        let before: Option<String> =
-            ask::first(conn, format!("SELECT CAST(@@GLOBAL.{name} AS CHAR)"), || {
-                format!("read {name}")
-            })
-            .await?;
-        let before = before.ok_or_else(|| Error::unavailable(format!("{name} has no value")))?;
-        // The scheduler of events can be off for good.
-        if before == value || before == "DISABLED" {
-            return Ok(());
-        }
-        if let Some(half) = &mut self.half {
-            half.note_global(conn, name, &before).await?;
-        }
-        set_global(conn, name, value).await?;
-        self.before.push((name.to_owned(), before));
-        Ok(())
-    }
-
-    /// The same for one that a server may not have.
-    async fn change_if_known(&mut self, conn: &mut Conn, name: &str, value: &str) -> Result<()> {
-        let known: Vec<(String, String)> =
-            ask::rows(conn, format!("SHOW GLOBAL VARIABLES LIKE '{name}'"), || {
-                format!("read {name}")
-            })
-            .await?;
-        if known.is_empty() { Ok(()) } else { self.change(conn, name, value).await }
-    }
-
-    /// Puts all of them back, the last one first: then the restore has come to its end.
-    async fn put_back(&mut self, conn: &mut Conn) -> Result<()> {
-        while let Some((name, value)) = self.before.pop() {
-            let quoted = if value.bytes().all(|b| b.is_ascii_digit()) {
-                value
-            } else {
-                format!("'{value}'")
-            };
-            set_global(conn, &name, &quoted).await?;
-        }
-        match self.half.take() {
-            Some(_) => Half::end(conn).await,
-            None => Ok(()),
-        }
-    }
 }

@@ -9,7 +9,7 @@
 
 use super::event::{self, Checksum, FormatDescription, GtidEvent, Head, MAGIC, Query, body, kind};
 use super::events::States;
-use super::executed::Executed;
+use super::executed::{Executed, TxId};
 use super::stream::{End, Part, Splitter, Track};
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
@@ -30,6 +30,38 @@ pub(super) struct Program {
     pub(super) base: Executed,
     /// The scheduled events, as they are at the beginning.
     pub(super) events: States,
+}
+
+impl Program {
+    /// Turns a cut by time into one by place, for a log whose transactions tell their time only
+    /// at their end: that of a MariaDB. A cut that is not in the log stays as it is.
+    ///
+    /// # Errors
+    /// Those of the log.
+    pub(super) async fn find_place(&mut self) -> Result<()> {
+        let Cut::After(until) = self.cut else { return Ok(()) };
+        let never = Timestamp::from_micros(i64::MAX);
+        let everything = Self { cut: Cut::After(never), ..self.clone() };
+        let mut walk = Walk::new(&everything);
+        let mut pieces = (self.log)();
+        while let Some(piece) = pieces.recv().await.transpose()? {
+            match piece {
+                Piece::Log { at, head } => drop(walk.open(&at, &head)?),
+                Piece::Bytes(bytes) => walk.push(bytes)?,
+            }
+            while let Some(next) = walk.next()? {
+                let Next::Part(part, _) = next else { break };
+                let (records, place) = (walk.records, walk.track()?.whole);
+                walk.take(&part)?;
+                let at = walk.last.and_then(|event| event.immediate_commit_ts);
+                if walk.records > records && at.is_some_and(|at| at > until) {
+                    self.cut = Cut::At(Position::new(walk.track()?.log.clone(), place));
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
 }
 
 impl fmt::Debug for Program {
@@ -192,7 +224,7 @@ impl<'a> Walk<'a> {
         }
         // A list of GTIDs may be longer than the head; replicas can do without.
         if let Ok(previous) = Head::parse(&rest)
-            && previous.kind == kind::PREVIOUS_GTIDS
+            && previous.is_executed_list()
             && rest.len() >= previous.length as usize
         {
             self.previous = rest.split_to(previous.length as usize);
@@ -223,6 +255,7 @@ impl<'a> Walk<'a> {
         let Some(head) = &part.head else { return Ok(Some(Next::Part(part, None))) };
         let checksum = self.track()?.checksum;
         match head.kind {
+            _ if head.is_executed_list() => self.previous = part.bytes.clone(),
             _ if head.is_gtid() => {
                 let event = GtidEvent::parse(head, body(&part.bytes, checksum)?)?;
                 if self.is_behind_cut(&event)? {
@@ -237,8 +270,9 @@ impl<'a> Walk<'a> {
                 self.format = part.bytes.clone();
                 self.previous = Bytes::new();
             }
-            kind::PREVIOUS_GTIDS => self.previous = part.bytes.clone(),
-            kind::QUERY if self.is_open() => self.note_statement(&part, checksum)?,
+            kind::QUERY | kind::MARIA_QUERY_COMPRESSED if self.is_open() => {
+                self.note_statement(head.kind, &part, checksum)?;
+            }
             _ => {}
         }
         Ok(Some(Next::Part(part, None)))
@@ -258,6 +292,7 @@ impl<'a> Walk<'a> {
                 self.records += 1;
                 self.first.get_or_insert(event);
                 self.last = Some(event);
+                self.check_time(&event)?;
                 self.is_at_cut()
             }
             Some(End::Outside) => self.is_at_cut(),
@@ -267,6 +302,10 @@ impl<'a> Walk<'a> {
 
     fn is_behind_cut(&self, event: &GtidEvent) -> Result<bool> {
         let Cut::After(until) = self.program.cut else { return Ok(false) };
+        if let Some(TxId::Maria(_)) = event.gtid {
+            // Its time is known only at its end: see `Program::find_place`.
+            return Ok(false);
+        }
         let at = event.immediate_commit_ts.ok_or_else(|| {
             let name = event.gtid.map_or_else(|| "a transaction".into(), |gtid| gtid.to_string());
             Error::refused(format!(
@@ -275,6 +314,16 @@ impl<'a> Walk<'a> {
             .hint("servers before MySQL 8.0.2 do not write commit times; upgrade the source")
         })?;
         Ok(at > until)
+    }
+
+    /// A transaction that told its time only at its end must not lie behind the cut.
+    fn check_time(&self, event: &GtidEvent) -> Result<()> {
+        match (&self.program.cut, event.immediate_commit_ts) {
+            (Cut::After(until), Some(at)) if at > *until => {
+                Err(Error::bug(format!("{} lies behind the cut and was walked over", self.place())))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Whether the cut is at this place.
@@ -294,13 +343,17 @@ impl<'a> Walk<'a> {
     }
 
     /// Scheduled events are made and changed by statements.
-    fn note_statement(&mut self, part: &Part, checksum: Checksum) -> Result<()> {
+    fn note_statement(&mut self, kind: u8, part: &Part, checksum: Checksum) -> Result<()> {
         let bytes = if part.last {
             body(&part.bytes, checksum)?
         } else {
             part.bytes.get(event::HEAD_BYTES..).unwrap_or_default()
         };
-        let query = Query::parse(bytes)?;
+        let mut query = Query::parse(bytes)?;
+        let mut buffer = Vec::new();
+        if kind == kind::MARIA_QUERY_COMPRESSED {
+            query = query.uncompress(part.last, &mut buffer)?;
+        }
         self.events.note(query.schema, query.statement);
         Ok(())
     }
@@ -348,18 +401,47 @@ impl<'a> Walk<'a> {
         &mut self,
         pieces: &mut mpsc::Receiver<Result<Piece>>,
     ) -> Option<Landing> {
+        let (executed, offset) = {
+            let track = self.track.as_ref()?;
+            (track.gtids.clone(), track.offset)
+        };
+        let found = self.find_next(pieces).await;
+        // What was looked at was not walked over.
+        if let Some(track) = &mut self.track {
+            (track.gtids, track.offset) = (executed, offset);
+        }
+        found
+    }
+
+    async fn find_next(&mut self, pieces: &mut mpsc::Receiver<Result<Piece>>) -> Option<Landing> {
+        let mut found = None;
         loop {
             while let Ok(Some(part)) = self.splitter.next() {
-                let Some(head) = &part.head else { continue };
-                if head.is_gtid() {
-                    let checksum = self.track.as_ref()?.checksum;
-                    let event = GtidEvent::parse(head, body(&part.bytes, checksum).ok()?);
-                    return landing(event.ok());
+                let track = self.track.as_mut()?;
+                if found.is_none()
+                    && let Some(head) = &part.head
+                    && head.is_gtid()
+                {
+                    let event = GtidEvent::parse(head, body(&part.bytes, track.checksum).ok()?);
+                    found = landing(event.ok());
+                    if found.as_ref()?.at.is_some() {
+                        return found;
+                    }
+                }
+                // A MariaDB says the time at the end.
+                match track.take(&part) {
+                    Ok(Some(End::Record(event))) => return landing(Some(event)),
+                    Ok(_) => {}
+                    Err(_) => return found,
                 }
             }
-            match pieces.recv().await?.ok()? {
-                Piece::Bytes(bytes) => self.push(bytes).ok()?,
-                Piece::Log { .. } => return None,
+            match pieces.recv().await {
+                Some(Ok(Piece::Bytes(bytes))) => {
+                    if self.push(bytes).is_err() {
+                        return found;
+                    }
+                }
+                _ => return found,
             }
         }
     }

@@ -29,17 +29,18 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 /// What a dump must not depend on, what keeps it out of the target's history, and room for keys
-/// to be sorted in. The dump's own head sets the rest.
+/// to be sorted in. The dump's own head sets the rest. MariaDB passes over comments of MySQL's
+/// versions, but takes no empty statement.
 const PREAMBLE: &str = "SET NAMES utf8mb4;\
     SET SESSION sql_log_bin = 0;\
     SET SESSION autocommit = 1;\
     SET SESSION wait_timeout = 31536000;\
     SET SESSION net_read_timeout = 31536000;\
-    SET SESSION innodb_strict_mode = OFF;\
-    /*!80013 SET SESSION sql_require_primary_key = OFF */;\
-    /*!80027 SET SESSION innodb_ddl_buffer_size = 67108864 */;\
-    /*!80030 SET SESSION sql_generate_invisible_primary_key = OFF */;\
-    /*!80400 SET SESSION restrict_fk_on_non_standard_key = OFF */";
+    SET SESSION innodb_strict_mode = OFF \
+    /*!80013 , SESSION sql_require_primary_key = OFF */ \
+    /*!80027 , SESSION innodb_ddl_buffer_size = 67108864 */ \
+    /*!80030 , SESSION sql_generate_invisible_primary_key = OFF */ \
+    /*!80400 , SESSION restrict_fk_on_non_standard_key = OFF */";
 
 /// Rows of a table up to this many bytes go in with all keys in place: making keys later costs a
 /// few statements, too.
