@@ -3,6 +3,7 @@
 //! Results go to stdout (one JSON document with `--json`), logs and progress to stderr. Nothing
 //! in pitr uses this module.
 
+mod progress;
 mod restore;
 
 use crate::archive::Archive;
@@ -11,20 +12,13 @@ use crate::config::{self, Config};
 use crate::daemon;
 use crate::error::{Class, Context, Error, Result};
 use crate::export;
-use crate::restore::Progress;
 use crate::windows;
 use clap::{Args, CommandFactory, Parser, Subcommand};
-use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::time::Duration;
 use tracing_subscriber::EnvFilter;
-
-/// How often progress is written to a log; a terminal is redrawn more often.
-const PROGRESS_LINE_EVERY: Duration = Duration::from_secs(10);
 
 /// Keeps a continuous, checkable history of MySQL and Redis, and puts all of it back to one
 /// instant.
@@ -319,33 +313,6 @@ fn chosen(config: &Config, names: &[String]) -> Result<Vec<crate::engine::Source
     }
     let wanted = |name: &String| names.is_empty() || names.contains(name);
     Ok(config.sources.iter().filter(|source| wanted(&source.name)).cloned().collect())
-}
-
-/// Redraws a bar on a terminal, or writes a line now and then.
-async fn show_progress(progress: Arc<Progress>) {
-    let style =
-        ProgressStyle::with_template("{msg} {bytes}/{total_bytes} {bytes_per_sec} eta {eta}")
-            .unwrap_or_else(|_| ProgressStyle::default_bar());
-    let bar = ProgressBar::new(0).with_style(style);
-    let is_terminal = std::io::stderr().is_terminal();
-    let mut ticks = tokio::time::interval(if is_terminal {
-        Duration::from_millis(200)
-    } else {
-        PROGRESS_LINE_EVERY
-    });
-    // The first tick is at once.
-    ticks.tick().await;
-    loop {
-        ticks.tick().await;
-        let (step, (done, total)) = (progress.step(), progress.bytes());
-        if is_terminal {
-            bar.set_message(step);
-            bar.set_length(total);
-            bar.set_position(done);
-        } else {
-            tracing::info!("{step}: {done} of {total} bytes");
-        }
-    }
 }
 
 /// Completes at the first SIGINT or SIGTERM.

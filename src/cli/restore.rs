@@ -1,6 +1,6 @@
 //! `pitr restore`: its options, and what it says.
 
-use super::{chosen, eprint, runtime, show, show_progress, until_stopped};
+use super::{chosen, eprint, progress, runtime, show, until_stopped};
 use crate::archive::Archive;
 use crate::clock::{self, Target, Timestamp, Tz, in_zone};
 use crate::config::{self, Config};
@@ -150,7 +150,7 @@ pub(super) fn restore(config: &Config, args: &RestoreArgs, json: bool) -> Result
                     Err(Error::new(Class::Interrupted, "the restore was interrupted")
                         .hint("run the same restore again: it starts anew"))
                 }
-                () = show_progress(Arc::clone(&progress)) => Err(Error::bug("progress ended")),
+                () = progress::show(Arc::clone(&progress)) => Err(Error::bug("progress ended")),
             }
         });
         // What still reads the archive after an interruption is not waited for.

@@ -31,6 +31,8 @@ use std::fmt;
 use std::future::Future;
 use std::path::PathBuf;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 
@@ -97,6 +99,11 @@ pub trait Target: Send + fmt::Debug {
         None
     }
 
+    /// What it tells while [`load`](Self::load) goes on, if anything.
+    fn meter(&self) -> Option<Arc<Meter>> {
+        None
+    }
+
     /// Loads a baseline: the bytes as [`Source::baseline`] gave them.
     fn load<'a>(
         &'a mut self,
@@ -129,6 +136,33 @@ pub struct Needs {
     pub origins: Vec<u32>,
     /// Identities of all servers that were ever captured: never a target.
     pub sources: Vec<String>,
+}
+
+/// What a target tells of a baseline while it loads it.
+#[derive(Debug, Default)]
+pub struct Meter {
+    tables: AtomicU64,
+    begun: AtomicU64,
+}
+
+impl Meter {
+    /// Takes note that a table is begun.
+    pub(crate) fn begin_table(&self) {
+        self.begun.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Takes note that a table is in, with all of its keys.
+    pub(crate) fn end_table(&self) {
+        self.tables.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl fmt::Display for Meter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let tables = self.tables.load(Ordering::Relaxed);
+        let open = self.begun.load(Ordering::Relaxed).saturating_sub(tables);
+        write!(f, "{tables} tables in, {open} under way")
+    }
 }
 
 /// Everything that an engine has to know to capture.

@@ -19,7 +19,7 @@ use crate::archive::Archive;
 use crate::clock::Timestamp;
 use crate::durable;
 use crate::engine::{
-    Apply, Destination, Endpoint, Needs, SourceOptions, Target, TargetOptions, open_target,
+    Apply, Destination, Endpoint, Meter, Needs, SourceOptions, Target, TargetOptions, open_target,
 };
 use crate::error::{Class, Context, Error, Result};
 use crate::manifest::{BaselineMeta, SegmentMeta};
@@ -92,25 +92,55 @@ impl fmt::Display for Goal {
 pub struct Progress {
     done: AtomicU64,
     total: AtomicU64,
-    step: std::sync::Mutex<String>,
+    step: std::sync::Mutex<Step>,
+}
+
+/// A step of a restore, of which the first one has number 1.
+#[derive(Debug, Default)]
+struct Step {
+    number: u64,
+    doing: String,
+    meter: Option<Arc<Meter>>,
+}
+
+/// What [`Progress`] shows at one moment.
+#[derive(Debug, Clone)]
+pub struct Now {
+    /// Number of the step, counted from 1; 0 before the first one.
+    pub step: u64,
+    /// What is being done.
+    pub doing: String,
+    /// Bytes handed over in this step.
+    pub done: u64,
+    /// Bytes to hand over in this step.
+    pub total: u64,
 }
 
 impl Progress {
-    /// Bytes handed over, and bytes to hand over, in the current step.
-    pub fn bytes(&self) -> (u64, u64) {
-        (self.done.load(Ordering::Relaxed), self.total.load(Ordering::Relaxed))
+    /// How far it is now.
+    pub fn now(&self) -> Now {
+        let (step, doing) = match self.step.lock() {
+            Ok(step) => {
+                let more =
+                    step.meter.as_ref().map(|meter| format!(", {meter}")).unwrap_or_default();
+                (step.number, format!("{}{more}", step.doing))
+            }
+            Err(_) => (0, String::new()),
+        };
+        let (done, total) = (&self.done, &self.total);
+        let (done, total) = (done.load(Ordering::Relaxed), total.load(Ordering::Relaxed));
+        Now { step, doing, done, total }
     }
 
-    /// What is being done.
-    pub fn step(&self) -> String {
-        self.step.lock().map(|step| step.clone()).unwrap_or_default()
+    fn begin(&self, doing: String, total: u64) {
+        self.begin_with(doing, total, None);
     }
 
-    fn begin(&self, step: String, total: u64) {
+    fn begin_with(&self, doing: String, total: u64, meter: Option<Arc<Meter>>) {
         self.done.store(0, Ordering::Relaxed);
         self.total.store(total, Ordering::Relaxed);
-        if let Ok(mut current) = self.step.lock() {
-            *current = step;
+        if let Ok(mut step) = self.step.lock() {
+            *step = Step { number: step.number + 1, doing, meter };
         }
     }
 
@@ -272,7 +302,8 @@ impl Job {
         progress: &Arc<Progress>,
     ) -> Result<()> {
         let begun = Instant::now();
-        progress.begin(format!("load {}", self.baseline.name), self.baseline.bytes_raw);
+        let doing = format!("load {}", self.baseline.name);
+        progress.begin_with(doing, self.baseline.bytes_raw, target.meter());
         let pieces = feed::read_baseline(store, &self.baseline, Arc::clone(progress))?;
         target.load(&self.baseline, pieces).await?;
         report.seconds.baseline = begun.elapsed().as_secs_f64();

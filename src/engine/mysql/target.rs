@@ -23,7 +23,9 @@ use super::settings::{Globals, set_global};
 use super::walk::Program;
 use super::{ask, check, only, preflight, replay, sql, standing, tools};
 use crate::durable;
-use crate::engine::{self, Apply, Endpoint, Needs, Target, TargetOptions, Work, tls, unfinished};
+use crate::engine::{
+    self, Apply, Endpoint, Meter, Needs, Target, TargetOptions, Work, tls, unfinished,
+};
 use crate::error::{Context, Error, Result};
 use crate::manifest::BaselineMeta;
 use crate::record::{Applied, Cut, OpenLog, Server};
@@ -31,6 +33,7 @@ use bytes::Bytes;
 use mysql_async::Conn;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::Arc;
 use tokio::sync::mpsc;
 
 /// The data directory within a folder.
@@ -59,6 +62,7 @@ pub struct MysqlTarget {
     lower_case_table_names: u8,
     /// How the log is applied.
     way: Way,
+    meter: Arc<Meter>,
 }
 
 #[derive(Debug)]
@@ -91,6 +95,7 @@ impl MysqlTarget {
             events: None,
             lower_case_table_names: 0,
             way: Way::native("the server is pitr's own"),
+            meter: Arc::default(),
         }
     }
 
@@ -181,7 +186,7 @@ impl MysqlTarget {
             Place::Folder { server: None, .. } => return Err(Error::bug("no scratch server")),
         };
         let rights = if self.way.admin { Rights::All } else { Rights::Some };
-        self.accounts = load::load(baseline, &server, session, &me, rights).await?;
+        self.accounts = load::load(baseline, &server, session, &me, rights, &self.meter).await?;
         if !self.options.databases.is_empty() {
             // Better now than after the replay; one may still be made there.
             only::check_foreign_keys(session, &self.options.databases).await?;
@@ -425,8 +430,13 @@ impl MysqlTarget {
             // That no event runs was seen by the preflight.
             return Ok(());
         }
+        let running = matches!(self.place, Place::Running(_));
         let conn = self.session.as_mut().ok_or_else(|| Error::bug("no connection"))?;
         self.globals.change(conn, "event_scheduler", "OFF").await?;
+        if running {
+            // A load that is interrupted starts over, so nothing is lost by this.
+            self.globals.change(conn, "innodb_flush_log_at_trx_commit", "2").await?;
+        }
         self.globals.change(conn, "max_allowed_packet", &LARGEST_PACKET.to_string()).await
     }
 }
@@ -439,6 +449,10 @@ impl Target for MysqlTarget {
     fn way(&self) -> Option<engine::Way> {
         let apply = if self.way.sql { "sql" } else { "native" };
         Some(engine::Way { apply, why: self.way.why.clone() })
+    }
+
+    fn meter(&self) -> Option<Arc<Meter>> {
+        Some(Arc::clone(&self.meter))
     }
 
     fn load<'a>(

@@ -16,6 +16,7 @@ use super::ask;
 use super::baseline::{ACCOUNT_MARK, ACCOUNTS_MARK, END_MARK, Facts, HEAD_MARK};
 use super::executed::Executed;
 use super::tools;
+use crate::engine::Meter;
 use crate::error::{Context, Error, Result};
 use bytes::{Buf, Bytes, BytesMut};
 use mysql_async::Conn;
@@ -140,8 +141,9 @@ pub(super) async fn load(
     conn: &mut Conn,
     keep: &Account,
     rights: Rights,
+    meter: &Meter,
 ) -> Result<Accounts> {
-    tables::load(&mut baseline, server, conn)
+    tables::load(&mut baseline, server, conn, meter)
         .await
         .map_err(|error| error.context("load the baseline"))?;
     let statements = baseline.accounts().await?;

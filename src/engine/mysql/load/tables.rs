@@ -19,6 +19,7 @@ use super::create::{Definition, Key};
 use super::lane::{Chunk, Failed, Lane};
 use super::split::{Part, Splitter};
 use super::statement::{Kind, kind};
+use crate::engine::Meter;
 use crate::error::{Class, Context, Error, Result};
 use bytes::Bytes;
 use mysql_async::Conn;
@@ -60,8 +61,9 @@ pub(super) async fn load(
     baseline: &mut Baseline,
     server: &Server<'_>,
     conn: &mut Conn,
+    meter: &Meter,
 ) -> Result<()> {
-    let mut loader = Loader::start(server).await?;
+    let mut loader = Loader::start(server, meter).await?;
     let mut dump = Dump { baseline, splitter: Splitter::new() };
     let loaded = loader.run_all(&mut dump).await;
     if loaded.is_err() {
@@ -150,6 +152,7 @@ enum Work {
 
 struct Loader<'a> {
     server: &'a Server<'a>,
+    meter: &'a Meter,
     control: Lane,
     idle: Vec<Lane>,
     lanes: usize,
@@ -169,13 +172,14 @@ struct Loader<'a> {
 }
 
 impl<'a> Loader<'a> {
-    async fn start(server: &'a Server<'a>) -> Result<Self> {
+    async fn start(server: &'a Server<'a>, meter: &'a Meter) -> Result<Self> {
         let mut control = Lane::connect(server).await?;
         let preamble = Bytes::from_static(PREAMBLE.as_bytes());
         control.run(&preamble).await.map_err(|failed| failed.context("set the session up"))?;
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
         Ok(Self {
             server,
+            meter,
             ids: vec![control.id],
             control,
             idle: vec![],
@@ -311,6 +315,7 @@ impl<'a> Loader<'a> {
             running: 0,
             sent: false,
         };
+        self.meter.begin_table();
         self.tables.insert(self.next_number, table);
         self.current = Some(self.next_number);
         self.next_number += 1;
@@ -449,11 +454,16 @@ impl<'a> Loader<'a> {
             return;
         }
         if table.shown.is_none() {
-            self.tables.remove(&number);
+            self.end(number);
             return;
         }
         self.ready.push(number);
         self.start_ready();
+    }
+
+    fn end(&mut self, number: TableNumber) {
+        self.tables.remove(&number);
+        self.meter.end_table();
     }
 
     fn start_ready(&mut self) {
@@ -551,9 +561,7 @@ impl<'a> Loader<'a> {
                     self.go_on_with(number);
                 }
             }
-            Work::Keys(number) => {
-                self.tables.remove(&number);
-            }
+            Work::Keys(number) => self.end(number),
         }
         self.start_ready();
         Ok(())
