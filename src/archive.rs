@@ -12,8 +12,8 @@ use crate::clock::Timestamp;
 use crate::durable;
 use crate::error::{Class, Context, Error, Result};
 use crate::manifest::{
-    ArchiveMeta, BaselineMeta, EngineKind, FORMAT, Gap, SegmentHeader, SegmentMeta, StrangeEvent,
-    names,
+    ArchiveMeta, BaselineMeta, EngineKind, FORMAT, Gap, PlacedLandmark, SegmentHeader, SegmentMeta,
+    StrangeEvent, names,
 };
 use crate::plan::{self, History};
 use crate::position::Position;
@@ -334,6 +334,18 @@ impl Archive {
             joins.push((header, last));
         }
         Ok(joins)
+    }
+
+    /// All landmarks of a source, those of open segments included, in order.
+    pub fn landmarks(&self, source: &str) -> Result<Vec<PlacedLandmark>> {
+        // Open segments first: one that is sealed meanwhile is in the catalog then, too.
+        let open = self.open_segments(source)?;
+        let mut landmarks = self.catalog.landmarks(source)?;
+        landmarks.extend(open.iter().flat_map(PlacedLandmark::of));
+        let place = |placed: &PlacedLandmark| (placed.timeline, placed.segment, placed.position);
+        landmarks.sort_by_key(place);
+        landmarks.dedup_by_key(|placed| place(placed));
+        Ok(landmarks)
     }
 
     /// The segment of a timeline that holds `place`, its ends included, sealed or open; of two

@@ -4,6 +4,7 @@
 //! in pitr uses this module.
 
 mod progress;
+mod log;
 mod restore;
 
 use crate::archive::Archive;
@@ -68,6 +69,8 @@ enum Command {
     Restore(Box<restore::RestoreArgs>),
     /// Write a source's binlog files, byte for byte, from the archive alone
     Export(ExportArgs),
+    /// List moments that somebody may want to go back before
+    Log(log::LogArgs),
     /// Rebuild the catalog from the archive
     Reindex,
     /// Start scratch servers, work on them, break something, restore to just before, and compare
@@ -191,6 +194,7 @@ fn run(cli: Cli) -> Result<()> {
         }
         Command::Restore(args) => restore::restore(&config, &args, cli.json),
         Command::Export(args) => export(&config, args, cli.json),
+        Command::Log(args) => log::log(&config, &args, cli.json),
         Command::Reindex => reindex(&config, cli.json),
         Command::Demo { .. } | Command::Completions { .. } | Command::Man => Ok(()),
     }

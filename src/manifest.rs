@@ -7,7 +7,7 @@
 use crate::clock::Timestamp;
 use crate::error::{Class, Context, Error, Result};
 use crate::position::Position;
-use crate::record::{Server, TimeSource};
+use crate::record::{Landmark, Server, TimeSource};
 use serde::{Deserialize, Serialize};
 
 /// The version of the archive's layout and of the segment format that this program writes.
@@ -15,6 +15,9 @@ pub const FORMAT: u32 = 1;
 
 /// Longest JSON beside a baseline: a GTID set is its only part without a natural limit.
 pub const BASELINE_JSON_MAX: u64 = 32 << 20;
+
+/// Most landmarks that are kept of a segment.
+pub const LANDMARKS_MAX: usize = 1000;
 
 /// A kind of system.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -180,6 +183,9 @@ pub struct Totals {
     /// `server_id`s that its events carry, sorted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub origins: Vec<u32>,
+    /// Its landmarks, in order; at most [`LANDMARKS_MAX`] of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub landmarks: Vec<Landmark>,
 }
 
 /// A segment, as the catalog and the planner know it.
@@ -195,6 +201,51 @@ pub struct SegmentMeta {
     pub digest: String,
     /// Whether it has its footer. An open segment is still being written, or was torn by a crash.
     pub sealed: bool,
+}
+
+/// A landmark with its place in the archive.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlacedLandmark {
+    /// Timeline of the segment that it is in.
+    pub timeline: u32,
+    /// Number of that segment.
+    pub segment: u64,
+    /// Which one of its segment, from 1.
+    pub position: u32,
+    /// The log that its offset counts in.
+    pub log: String,
+    /// The landmark.
+    pub landmark: Landmark,
+}
+
+impl PlacedLandmark {
+    /// What names it, now and ever: `landmark:TIMELINE.SEGMENT.POSITION`.
+    pub fn name(&self) -> String {
+        format!("landmark:{}.{}.{}", self.timeline, self.segment, self.position)
+    }
+
+    /// Timeline, segment and position of such a name.
+    pub fn parse_name(name: &str) -> Option<(u32, u64, u32)> {
+        let mut numbers = name.strip_prefix("landmark:")?.split('.');
+        let parsed = (
+            numbers.next()?.parse().ok()?,
+            numbers.next()?.parse().ok()?,
+            numbers.next()?.parse().ok()?,
+        );
+        numbers.next().is_none().then_some(parsed)
+    }
+
+    /// Those of a segment.
+    pub fn of(segment: &SegmentMeta) -> impl Iterator<Item = Self> {
+        let header = &segment.header;
+        segment.totals.landmarks.iter().zip(1..).map(|(landmark, position)| Self {
+            timeline: header.timeline,
+            segment: header.number,
+            position,
+            log: header.start.log.clone(),
+            landmark: landmark.clone(),
+        })
+    }
 }
 
 /// A baseline: the JSON beside its file.

@@ -29,6 +29,37 @@ pub struct Mark {
     pub at: Timestamp,
 }
 
+/// A record that somebody may want to go back before: a DROP, a FLUSHALL.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Landmark {
+    /// Offset at which the record begins.
+    pub offset: u64,
+    /// When it was committed, as far as known.
+    pub at: Option<Timestamp>,
+    /// What it says, shortened; without secrets.
+    pub text: String,
+    /// How many more followed that were not kept.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub more: u32,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands over a reference")]
+fn is_none(more: &u32) -> bool {
+    *more == 0
+}
+
+/// Most landmarks that are kept of a chunk, or of a block.
+pub const LANDMARKS_MAX: usize = 64;
+
+/// Adds a landmark; where there are `most` already, it is only counted.
+pub fn add_landmark(to: &mut Vec<Landmark>, landmark: Landmark, most: usize) {
+    if to.len() < most {
+        to.push(landmark);
+    } else if let Some(last) = to.last_mut() {
+        last.more = last.more.saturating_add(landmark.more).saturating_add(1);
+    }
+}
+
 /// How the commit times of a chunk came about.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -69,6 +100,8 @@ pub struct Chunk {
     pub strange: Vec<(u8, u64)>,
     /// Commits of the source wait until this is durable: it is synced without waiting for more.
     pub urgent: bool,
+    /// Landmarks among the records that end here, in order; at most [`LANDMARKS_MAX`].
+    pub landmarks: Vec<Landmark>,
 }
 
 impl Chunk {

@@ -6,7 +6,7 @@
 use super::{failed, int, micros};
 use crate::clock::Timestamp;
 use crate::error::{Class, Context, Error, Result};
-use crate::manifest::{BaselineMeta, BlockMeta, EngineKind, SegmentMeta, Totals};
+use crate::manifest::{BaselineMeta, BlockMeta, EngineKind, PlacedLandmark, SegmentMeta, Totals};
 use crate::record::TimeSource;
 use rusqlite::{Connection, OptionalExtension, Params, Row, params};
 
@@ -99,6 +99,7 @@ impl<'a> Batch<'a> {
             ],
         )?;
         self.add_blocks(self.db.last_insert_rowid(), blocks)?;
+        self.add_landmarks(meta)?;
         self.add_gap(meta, before.as_ref())?;
         self.amend_later(meta, reached)?;
         self.add_to_hour(meta)
@@ -176,6 +177,24 @@ impl<'a> Batch<'a> {
                     micros(block.last_at),
                     time,
                     micros(block.known_until),
+                ],
+            )?;
+        }
+        Ok(())
+    }
+
+    fn add_landmarks(&self, meta: &SegmentMeta) -> Result<()> {
+        for placed in PlacedLandmark::of(meta) {
+            self.run(
+                "INSERT INTO landmark (source, timeline, segment, position, log, landmark)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+                params![
+                    meta.header.source,
+                    placed.timeline,
+                    int(placed.segment)?,
+                    placed.position,
+                    placed.log,
+                    json(&placed.landmark)?,
                 ],
             )?;
         }

@@ -22,7 +22,7 @@ use std::time::Duration;
 
 /// `user_version` of the schema below. A catalog with another one is not migrated but rebuilt:
 /// that is always possible and has one code path.
-const SCHEMA_VERSION: i64 = 1;
+const SCHEMA_VERSION: i64 = 2;
 const SCHEMA: &str = include_str!("schema.sql");
 /// How long a statement waits for another process: a writer's transactions take milliseconds,
 /// a checkpoint on a busy disk may take seconds.

@@ -7,7 +7,7 @@ use super::insert::parse;
 use super::{Catalog, Hour, failed, int};
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
-use crate::manifest::{BaselineMeta, BlockMeta, EngineKind, Gap, SegmentMeta};
+use crate::manifest::{BaselineMeta, BlockMeta, EngineKind, Gap, PlacedLandmark, SegmentMeta};
 use crate::record::TimeSource;
 use rusqlite::types::ValueRef;
 use rusqlite::{Params, Row, params};
@@ -52,12 +52,14 @@ pub(super) const NEWEST_BASELINE: &str = "SELECT meta FROM baseline
      WHERE source = ?1 AND at <= ?2 ORDER BY at DESC, timeline DESC, name DESC LIMIT 1";
 pub(super) const GAPS: &str = "SELECT timeline, segment, after, before, reason FROM gap
      WHERE source = ?1 ORDER BY timeline, segment";
+pub(super) const LANDMARKS: &str = "SELECT timeline, segment, position, log, landmark FROM landmark
+     WHERE source = ?1 ORDER BY timeline, segment, position";
 pub(super) const HOURS: &str = "SELECT hour, segments, records, bytes_raw, bytes_stored,
         first_position, last_position, first_at, last_at
      FROM hour WHERE source = ?1 AND hour >= ?2 AND hour < ?3 ORDER BY hour";
 
 /// All rows of each table, without what depends on the order of insertion.
-const DUMPS: [(&str, &str); 7] = [
+const DUMPS: [(&str, &str); 8] = [
     ("source", "SELECT * FROM source ORDER BY name"),
     ("timeline", "SELECT * FROM timeline ORDER BY source, timeline"),
     (
@@ -74,6 +76,7 @@ const DUMPS: [(&str, &str); 7] = [
          ORDER BY source, timeline, number, position",
     ),
     ("baseline", "SELECT * FROM baseline ORDER BY source, timeline, name"),
+    ("landmark", "SELECT * FROM landmark ORDER BY source, timeline, segment, position"),
     ("gap", "SELECT * FROM gap ORDER BY source, timeline, segment"),
     ("hour", "SELECT * FROM hour ORDER BY source, hour"),
 ];
@@ -210,6 +213,17 @@ impl Catalog {
                 reason: row.get(4)?,
             })
         })
+    }
+
+    /// All landmarks of a source in sealed segments, in order.
+    pub fn landmarks(&self, source: &str) -> Result<Vec<PlacedLandmark>> {
+        let rows: Vec<(u32, u64, u32, String, String)> = self.all(LANDMARKS, [source], |row| {
+            Ok((row.get(0)?, unsigned(row, 1)?, row.get(2)?, row.get(3)?, row.get(4)?))
+        })?;
+        let placed = |(timeline, segment, position, log, text): (_, _, _, _, String)| {
+            Ok(PlacedLandmark { timeline, segment, position, log, landmark: parse(&text)? })
+        };
+        rows.into_iter().map(placed).collect()
     }
 
     /// The hours of a source that begin at `from` or later, and before `to`.

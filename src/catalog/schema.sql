@@ -1,6 +1,6 @@
 -- The catalog's tables. Every row can be derived from the archive's objects; `pitr reindex` does.
 -- Times are µs since 1970 (UTC); offsets and lengths are bytes. One row per segment, block,
--- baseline, gap and hour: never one per transaction.
+-- baseline, landmark, gap and hour: never one per transaction.
 
 CREATE TABLE source (
     name    TEXT PRIMARY KEY,
@@ -63,6 +63,17 @@ CREATE TABLE baseline (
 ) STRICT;
 
 CREATE INDEX baseline_by_time ON baseline (source, at, timeline, name);
+
+-- A record that somebody may want to go back before.
+CREATE TABLE landmark (
+    source    TEXT NOT NULL,
+    timeline  INTEGER NOT NULL,
+    segment   INTEGER NOT NULL,
+    position  INTEGER NOT NULL,
+    log       TEXT NOT NULL,
+    landmark  TEXT NOT NULL,
+    PRIMARY KEY (source, timeline, segment, position)
+) STRICT, WITHOUT ROWID;
 
 -- A hole directly before a segment.
 CREATE TABLE gap (

@@ -45,6 +45,7 @@ fn segment(source: &str, timeline: u32, number: u64) -> (SegmentMeta, Vec<BlockM
         last_at: Some(at(minute + 50)),
         known_until: Some(at(minute + 59)),
         origins: vec![],
+        landmarks: vec![],
     };
     let block = BlockMeta {
         file_offset: 300,

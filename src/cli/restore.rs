@@ -29,6 +29,7 @@ Examples:
   pitr restore --source shop-mysql --to latest --database orders --database customers
   pitr restore --source shop-mysql --to-position binlog.000007:4711
   pitr restore --source shop-mysql --before 3e11fa47-71ca-11e1-9e33-c80aa9429562:23
+  pitr restore --source shop-mysql --before landmark:1.42.3
 
 The last record committed at or before the instant is in; at a place, everything before it. Records
 are never cut: a place within one is refused, and both its ends are named. Nothing is restored into a server or
@@ -42,7 +43,7 @@ pub(super) struct RestoreArgs {
     #[arg(long, value_name = "P")]
     to_position: Option<String>,
     /// As --to-position, but the transaction or command that begins there, or lies there, is left
-    /// out
+    /// out; also a landmark, as `pitr log --landmarks` names it
     #[arg(long, value_name = "P")]
     before: Option<String>,
     /// Zone of a civil time [default: the configuration's, else this host's]

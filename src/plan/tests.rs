@@ -72,6 +72,7 @@ fn segment(number: u64, last_at: Option<i64>, known_until: Option<i64>) -> Segme
             last_at: last_at.map(at),
             known_until: known_until.or(last_at).map(at),
             origins: vec![],
+            landmarks: vec![],
         },
         bytes_stored: 50,
         digest: format!("digest {number}"),

@@ -14,7 +14,7 @@ use crate::engine::SourceOptions;
 use crate::engine::mysql;
 use crate::engine::place::{Found, Place, find as walk};
 use crate::error::{Error, Result};
-use crate::manifest::{BaselineMeta, SegmentMeta};
+use crate::manifest::{BaselineMeta, PlacedLandmark, SegmentMeta};
 use crate::plan::{self, History};
 use crate::position::Position;
 use crate::record::{Landing, Piece};
@@ -56,6 +56,9 @@ impl Search<'_> {
     /// Usage, if it is no place of such a source. Gap, with the nearest places, if the archive
     /// does not have it or it lies within a record.
     pub(super) fn spot(&self) -> Result<Spot> {
+        if self.text.starts_with("landmark:") {
+            return self.landmark();
+        }
         let place = Place::parse(self.source.engine, self.text)?;
         if self.before && matches!(place, Place::State(_)) {
             return Err(Error::usage("--before takes one record, not a set of transactions")
@@ -81,6 +84,29 @@ impl Search<'_> {
             .rev()
             .find_map(|baseline| at_baseline(baseline, &place).transpose())
             .unwrap_or_else(|| Err(self.not_there(&place)))
+    }
+
+    /// A landmark is a record, and what is wanted is what was before it.
+    fn landmark(&self) -> Result<Spot> {
+        let list = format!("`pitr log --landmarks --source {}` lists them", self.source.name);
+        if !self.before {
+            return Err(Error::usage("a landmark is what one wants to go back before")
+                .hint(format!("use --before {}", self.text)));
+        }
+        let Some((timeline, number, position)) = PlacedLandmark::parse_name(self.text) else {
+            return Err(Error::usage(format!("not a landmark: {}", self.text)).hint(list));
+        };
+        let segments =
+            self.archive.segments_between(&self.source.name, timeline, number..=number)?;
+        for segment in &segments {
+            let landmarks: Vec<_> = PlacedLandmark::of(segment).collect();
+            if let Some(found) = landmarks.into_iter().find(|found| found.position == position) {
+                let (log, offset) = (found.log, found.landmark.offset);
+                return self.in_segment(segment, &Place::Offset { log, offset });
+            }
+        }
+        Err(Error::gap(format!("the archive of {} has no {}", self.source.name, self.text))
+            .hint(list))
     }
 
     /// The segment in which the last of what a place names was executed.

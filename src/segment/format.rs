@@ -10,7 +10,7 @@
 use crate::clock::Timestamp;
 use crate::error::{Class, Context, Error, Result};
 use crate::manifest::{BlockMeta, FORMAT};
-use crate::record::{Mark, TimeSource};
+use crate::record::{Landmark, Mark, TimeSource};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::borrow::Cow;
@@ -43,9 +43,12 @@ pub(super) const DESCRIPTION: usize = 64;
 /// A block head without marks, origins and GTIDs.
 const HEAD_FIXED: usize = PREFIX + DESCRIPTION + 20 + CRC;
 /// Longest block head.
-pub(super) const HEAD_MAX: usize = HEAD_FIXED + MARKS_MAX * MARK + ORIGINS_MAX * ORIGIN + GTIDS_MAX;
+pub(super) const HEAD_MAX: usize =
+    HEAD_FIXED + MARKS_MAX * MARK + ORIGINS_MAX * ORIGIN + GTIDS_MAX + 4 + LANDMARKS_BYTES;
 const MARK: usize = 16;
 const ORIGIN: usize = 4;
+/// Longest JSON of a block's landmarks.
+const LANDMARKS_BYTES: usize = 64 << 10;
 /// An entry of the footer's index: place, length, description.
 pub(super) const ENTRY: usize = 16 + DESCRIPTION;
 /// The end of the footer, and of the file: the footer's own place, digest, CRC32C.
@@ -56,6 +59,7 @@ const HAS_WHOLE: u8 = 1;
 const HAS_FIRST: u8 = 2;
 const HAS_LAST: u8 = 4;
 const HAS_KNOWN: u8 = 8;
+const HAS_LANDMARKS: u8 = 16;
 
 /// What a skippable frame of a segment is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -186,6 +190,8 @@ pub(super) struct Description {
     pub(super) first_at: Option<Timestamp>,
     pub(super) last_at: Option<Timestamp>,
     pub(super) known_until: Option<Timestamp>,
+    /// Whether landmarks follow in the head.
+    pub(super) has_landmarks: bool,
 }
 
 impl Description {
@@ -204,7 +210,8 @@ impl Description {
         let flags = flag(HAS_WHOLE, self.whole_until.is_some())
             | flag(HAS_FIRST, self.first_at.is_some())
             | flag(HAS_LAST, self.last_at.is_some())
-            | flag(HAS_KNOWN, self.known_until.is_some());
+            | flag(HAS_KNOWN, self.known_until.is_some())
+            | flag(HAS_LANDMARKS, self.has_landmarks);
         let time = match self.time {
             TimeSource::Commit => 0,
             TimeSource::Header => 1,
@@ -255,8 +262,10 @@ impl Description {
             first_at,
             last_at,
             known_until,
+            has_landmarks: flags & HAS_LANDMARKS != 0,
         };
-        if flags & !(HAS_WHOLE | HAS_FIRST | HAS_LAST | HAS_KNOWN) != 0 || reserved != [0; 2] {
+        let known = HAS_WHOLE | HAS_FIRST | HAS_LAST | HAS_KNOWN | HAS_LANDMARKS;
+        if flags & !known != 0 || reserved != [0; 2] {
             return Err(Error::corrupt("a block has unknown flags"));
         }
         block.check().map_err(Error::corrupt)?;
@@ -294,6 +303,7 @@ pub(super) struct Head<'a> {
     pub(super) whole: Option<Whole<'a>>,
     pub(super) marks: Cow<'a, [Mark]>,
     pub(super) origins: Cow<'a, [u32]>,
+    pub(super) landmarks: Cow<'a, [Landmark]>,
 }
 
 /// What a reader has to know besides the offset to go on behind the last whole record.
@@ -342,11 +352,26 @@ impl<'a> Whole<'a> {
 
 impl<'a> Head<'a> {
     /// Length of the encoded head.
-    pub(super) fn encoded_len(&self) -> usize {
-        HEAD_FIXED
+    pub(super) fn encoded_len(&self) -> Result<usize> {
+        let landmarks = self.landmarks_json()?.map_or(0, |json| 4 + json.len());
+        Ok(HEAD_FIXED
             + self.marks.len() * MARK
             + self.origins.len() * ORIGIN
             + self.whole.map_or(0, |whole| whole.middle.len())
+            + landmarks)
+    }
+
+    /// The landmarks as they are written; nothing where there are none.
+    fn landmarks_json(&self) -> Result<Option<Vec<u8>>> {
+        if self.landmarks.is_empty() {
+            return Ok(None);
+        }
+        let json = serde_json::to_vec(&self.landmarks)
+            .class(Class::Bug, || "write a block's landmarks".into())?;
+        if json.len() > LANDMARKS_BYTES {
+            return Err(Error::bug(format!("a block's landmarks have {} bytes", json.len())));
+        }
+        Ok(Some(json))
     }
 
     /// Writes the frame into `out`, which is emptied.
@@ -366,6 +391,10 @@ impl<'a> Head<'a> {
             out.extend_from_slice(&origin.to_le_bytes());
         }
         out.extend_from_slice(whole.middle);
+        if let Some(json) = self.landmarks_json()? {
+            out.extend_from_slice(&(json.len() as u32).to_le_bytes());
+            out.extend_from_slice(&json);
+        }
         set_len(out, 0)?;
         end_with_crc(out);
         Ok(())
@@ -381,6 +410,15 @@ impl<'a> Head<'a> {
         let mut marks = Fields(fields.take(description.marks as usize * MARK)?);
         let mut origin_fields = Fields(fields.take(origins * ORIGIN)?);
         let middle = fields.take(middle)?;
+        let landmarks: Vec<Landmark> = if description.has_landmarks {
+            let len = fields.len(LANDMARKS_BYTES)?;
+            json_of(fields.take(len)?)?
+        } else {
+            vec![]
+        };
+        if landmarks.is_empty() == description.has_landmarks {
+            return Err(Error::corrupt("a block has not the landmarks that it says it has"));
+        }
         fields.end()?;
         let marks: Vec<Mark> = (0..description.marks)
             .map(|_| {
@@ -395,7 +433,13 @@ impl<'a> Head<'a> {
             return Err(Error::corrupt("a block has a position that it says it has not"));
         }
         check_marks(&description, &marks).map_err(Error::corrupt)?;
-        Ok(Self { description, whole, marks: marks.into(), origins: origins.into() })
+        Ok(Self {
+            description,
+            whole,
+            marks: marks.into(),
+            origins: origins.into(),
+            landmarks: landmarks.into(),
+        })
     }
 }
 

@@ -428,6 +428,7 @@ fn add_to(tally: &mut Tally, head: &Head<'_>) -> Result<()> {
     }
     let db = head.whole.map_or(0, |whole| whole.db);
     tally.add(&head.description, db, &head.marks, &head.origins);
+    tally.add_landmarks(&head.landmarks);
     Ok(())
 }
 

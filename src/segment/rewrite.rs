@@ -13,7 +13,7 @@ use super::writer::Writer;
 use crate::error::Result;
 use crate::manifest::SegmentMeta;
 use crate::position::Position;
-use crate::record::{CHUNK_BYTES, Chunk, Mark};
+use crate::record::{CHUNK_BYTES, Chunk, LANDMARKS_MAX, Mark};
 use std::io::{Read, Seek, Write};
 
 /// Reads the whole records of a segment and writes them as a sealed one, with blocks of about
@@ -86,6 +86,7 @@ impl Merged {
                 && self.chunk.bytes.len() + head.description.raw_len as usize <= CHUNK_BYTES
                 && self.chunk.marks.len() + head.marks.len() <= MARKS_MAX
                 && self.chunk.origins.len() + head.origins.len() <= ORIGINS_MAX
+                && self.chunk.landmarks.len() + head.landmarks.len() <= LANDMARKS_MAX
                 && self.chunk.records.checked_add(head.description.records).is_some()
     }
 
@@ -108,6 +109,7 @@ impl Merged {
             keep_first_and_last(&mut chunk.marks, *mark);
         }
         chunk.origins.extend(head.origins.iter());
+        chunk.landmarks.extend(head.landmarks.iter().cloned());
         Ok(())
     }
 
@@ -121,6 +123,7 @@ impl Merged {
         chunk.bytes.clear();
         chunk.marks.clear();
         chunk.origins.clear();
+        chunk.landmarks.clear();
         (chunk.records, chunk.whole) = (0, None);
         (chunk.first_at, chunk.last_at) = (None, None);
         Ok(())

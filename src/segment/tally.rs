@@ -5,8 +5,8 @@
 
 use super::format::Description;
 use crate::clock::Timestamp;
-use crate::manifest::{SegmentHeader, Totals};
-use crate::record::Mark;
+use crate::manifest::{LANDMARKS_MAX, SegmentHeader, Totals};
+use crate::record::{Landmark, Mark, add_landmark};
 use std::collections::VecDeque;
 
 /// The sum of the blocks so far.
@@ -30,6 +30,7 @@ impl Tally {
             last_at: None,
             known_until: None,
             origins: vec![],
+            landmarks: vec![],
         };
         Self { totals, raw_end: header.start.offset, pending: VecDeque::new() }
     }
@@ -46,6 +47,13 @@ impl Tally {
     /// the block is added.
     pub(super) fn gtids_mut(&mut self) -> &mut String {
         &mut self.totals.end.gtids
+    }
+
+    /// The landmarks of the blocks so far.
+    pub(super) fn add_landmarks(&mut self, landmarks: &[Landmark]) {
+        for landmark in landmarks {
+            add_landmark(&mut self.totals.landmarks, landmark.clone(), LANDMARKS_MAX);
+        }
     }
 
     /// Adds a block whose start is the raw end. `db` is that of its whole records' end.

@@ -9,7 +9,7 @@ use super::format::{self, BLOCK_RAW_MAX, Description, Entry, GTIDS_MAX, Head, MA
 use super::tally::Tally;
 use crate::error::{Class, Context, Error, Result};
 use crate::manifest::{BlockMeta, FORMAT, SegmentHeader, SegmentMeta, Totals};
-use crate::record::Chunk;
+use crate::record::{Chunk, LANDMARKS_MAX};
 use std::borrow::Cow;
 use std::fmt;
 use std::io::Write;
@@ -88,6 +88,7 @@ impl<W: Write> Writer<W> {
                 whole_until: chunk.whole.as_ref().map(|whole| whole.offset),
                 first_at: chunk.first_at,
                 last_at: chunk.last_at,
+                has_landmarks: !chunk.landmarks.is_empty(),
                 known_until: chunk.marks.iter().map(|mark| mark.at).max(),
             },
             whole: chunk
@@ -96,13 +97,14 @@ impl<W: Write> Writer<W> {
                 .map(|whole| Whole::new(whole.db, &self.tally.totals().end.gtids, &whole.gtids)),
             marks: Cow::Borrowed(&chunk.marks),
             origins: Cow::Borrowed(&chunk.origins),
+            landmarks: Cow::Borrowed(&chunk.landmarks),
         };
         head.description
             .check()
             .and_then(|()| format::check_marks(&head.description, &chunk.marks))
             .map_err(|what| Error::bug(format!("append at {}: {what}", chunk.start)))?;
 
-        let head_len = head.encoded_len();
+        let head_len = head.encoded_len()?;
         let room = head_len + zstd::zstd_safe::compress_bound(chunk.bytes.len());
         if self.buffer.len() < room {
             self.buffer.resize(room, 0);
@@ -133,6 +135,7 @@ impl<W: Write> Writer<W> {
         }
         let db = chunk.whole.as_ref().map_or(0, |whole| whole.db);
         self.tally.add(&entry.description, db, &chunk.marks, &chunk.origins);
+        self.tally.add_landmarks(&chunk.landmarks);
         Ok(entry.meta())
     }
 
@@ -210,7 +213,11 @@ impl<W: Write> Writer<W> {
         if chunk.origins.len() > format::ORIGINS_MAX {
             return Err(format!("{} origins", chunk.origins.len()));
         }
+        if chunk.landmarks.len() > LANDMARKS_MAX {
+            return Err(format!("{} landmarks", chunk.landmarks.len()));
+        }
         match &chunk.whole {
+            None if !chunk.landmarks.is_empty() => Err("landmarks where no record ends".into()),
             Some(whole) if whole.log != end.log => {
                 Err(format!("it is of log {}, the segment of {}", whole.log, end.log))
             }

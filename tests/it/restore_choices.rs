@@ -335,3 +335,70 @@ async fn some_databases_of_many_come_back_exactly_and_alone() {
     let third: Vec<String> = restored.rows("SHOW DATABASES LIKE 'third'").await;
     assert!(third.is_empty());
 }
+
+/// The landmarks that `pitr log` lists: name and text.
+async fn landmarks(pitr: &Pitr) -> Vec<(String, String)> {
+    let report = pitr.run(&["log", "--landmarks", "--json"]).await.ok().json();
+    let text = |line: &serde_json::Value, key: &str| line[key].as_str().unwrap().to_owned();
+    let lines = report["landmarks"].as_array().unwrap();
+    lines.iter().map(|line| (text(line, "landmark"), text(line, "text"))).collect()
+}
+
+#[tokio::test]
+async fn a_restore_to_before_a_landmark_brings_back_what_it_took_away() {
+    let (source, cache) = (Mysqld::start(&[]).await, RedisServer::start(&[]).await);
+    source.sql("CREATE DATABASE shop; CREATE TABLE shop.t (n INT PRIMARY KEY, s TEXT)").await;
+    let pitr = Pitr::new(&[("shop-mysql", source.url()), ("shop-redis", cache.url())]);
+    pitr.run(&["init"]).await.ok();
+    let mut daemon = pitr.spawn_run();
+    until_windows(&pitr, &mut daemon).await;
+    let mut keys = cache.conn().await;
+    for n in 0..20 {
+        source.sql(&format!("INSERT INTO shop.t VALUES ({n}, REPEAT('x', 1000))")).await;
+        let () = keys.set(format!("key:{n}"), n).await.unwrap();
+    }
+    let then = content(&source).await;
+    let then_keys = redis::digest::digest(&mut keys).await.unwrap();
+    source
+        .sql(
+            "/* by mistake */ DROP TABLE shop.t; CREATE TABLE shop.u (a INT);
+             CREATE USER app IDENTIFIED BY 'secret'; ALTER USER app IDENTIFIED BY 'secret2';
+             CREATE TEMPORARY TABLE shop.tmp (a INT); DROP TEMPORARY TABLE shop.tmp;
+             ALTER TABLE shop.u ADD b INT COMMENT 'password: secret3'; TRUNCATE shop.u",
+        )
+        .await;
+    let () = ::redis::cmd("FLUSHALL").query_async(&mut keys).await.unwrap();
+
+    let listed = eventually("all landmarks are listed", Duration::from_secs(20), async || {
+        let listed = landmarks(&pitr).await;
+        (listed.len() == 4).then_some(listed)
+    })
+    .await;
+    let texts: Vec<&str> = listed.iter().map(|(_, text)| text.as_str()).collect();
+    assert!(texts[0].starts_with("DROP TABLE `shop`.`t`"), "{texts:?}");
+    assert!(texts[1].starts_with("ALTER TABLE shop.u ADD b INT COMMENT"), "{texts:?}");
+    assert_eq!(texts[2..], ["TRUNCATE shop.u", "FLUSHALL"]);
+    assert!(!texts.join(" ").contains("secret"), "{texts:?}");
+
+    let drop_table = listed[0].0.clone();
+    let (target, report) = restored(&pitr, "--before", &drop_table).await;
+    assert_eq!(content(&target).await.diff(&then), [""; 0]);
+    assert_eq!(report["position"].as_str(), Some(&*drop_table));
+    assert!(report["sources"][0]["first_left_out"]["at"].is_string(), "{report}");
+
+    // It has the same name when its segment is sealed, and in a catalog that was made anew.
+    daemon.terminate(Duration::from_secs(20)).await;
+    assert_eq!(landmarks(&pitr).await, listed);
+    pitr.run(&["reindex"]).await.ok();
+    assert_eq!(landmarks(&pitr).await, listed);
+    let copy = RedisServer::start(&[]).await;
+    let to = format!("shop-redis={}", copy.url());
+    let flushed = ["restore", "--source", "shop-redis", "--before", &listed[3].0];
+    pitr.run(&[&flushed[..], &["--target", &to]].concat()).await.ok();
+    let now = redis::digest::digest(&mut copy.conn().await).await.unwrap();
+    assert_eq!(now.diff(&then_keys), [""; 0]);
+
+    plan(&pitr, "--to-position", &drop_table).await.exits(2);
+    plan(&pitr, "--before", "landmark:1.1.99").await.exits(4);
+    plan(&pitr, "--before", "landmark:7").await.exits(2);
+}

@@ -321,9 +321,24 @@ pub(super) fn place_of_definer(statement: &[u8]) -> Option<usize> {
 
 /// The tokens of a statement, without comments.
 #[derive(Debug, Clone, Copy)]
-struct Tokens<'a>(&'a [u8]);
+pub(super) struct Tokens<'a>(&'a [u8]);
 
 impl<'a> Tokens<'a> {
+    /// Those of this statement.
+    pub(super) fn new(statement: &'a [u8]) -> Self {
+        Self(statement)
+    }
+
+    /// What has not been read.
+    pub(super) fn rest(self) -> &'a [u8] {
+        self.0
+    }
+
+    /// The next byte.
+    pub(super) fn first(self) -> Option<u8> {
+        self.0.first().copied()
+    }
+
     fn take(&mut self, len: usize) -> &'a [u8] {
         let (taken, rest) = self.0.split_at_checked(len).unwrap_or((self.0, &[]));
         self.0 = rest;
@@ -336,7 +351,7 @@ impl<'a> Tokens<'a> {
     }
 
     /// Skips space and comments. What stands in `/*!50106 … */` counts.
-    fn skip_space(&mut self) {
+    pub(super) fn skip_space(&mut self) {
         loop {
             match self.0 {
                 [space, ..] if space.is_ascii_whitespace() => drop(self.take(1)),
@@ -410,7 +425,7 @@ impl<'a> Tokens<'a> {
     }
 
     /// Skips these words, if they all follow.
-    fn skip_words(&mut self, words: &[&str]) -> bool {
+    pub(super) fn skip_words(&mut self, words: &[&str]) -> bool {
         let mut ahead = *self;
         for word in words {
             match ahead.next() {

@@ -12,11 +12,13 @@ mod joining;
 use self::joining::Joining;
 use super::auth::ServerError;
 use super::event::{
-    Checksum, FormatDescription, Head, Heartbeat, MAGIC, Rotate, body, kind, verify_crc,
+    Checksum, FormatDescription, HEAD_BYTES, Head, Heartbeat, MAGIC, Query, Rotate, body, kind,
+    verify_crc,
 };
 use super::executed::Executed;
 use super::flavor::Family;
 use super::join::{Aside, Facts, Start};
+use super::landmark;
 use super::packet::{Fragment, FragmentReader};
 use super::semisync::{Acks, Flag};
 use super::stream::{End, Part, Splitter, Track};
@@ -24,7 +26,10 @@ use super::timing::{LogEnd, Timing};
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
 use crate::position::Position;
-use crate::record::{CHUNK_BYTES, Captured, Chunk, Continuity, Mark, Server, TimeSource};
+use crate::record::{
+    CHUNK_BYTES, Captured, Chunk, Continuity, LANDMARKS_MAX, Landmark, Mark, Server, TimeSource,
+    add_landmark,
+};
 use bytes::Bytes;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -127,6 +132,8 @@ pub(crate) struct Pump<'a> {
     joining: Option<Joining>,
     /// Set when the stream is open.
     opened: &'a AtomicBool,
+    /// What the open transaction says, if it is a landmark, and where it begins.
+    landmark: Option<(u64, String)>,
     /// Whether the current event is part of the file.
     stored: bool,
     /// Whether the event of the current packet has ended.
@@ -254,6 +261,7 @@ impl<'a> Pump<'a> {
             proof: None,
             joining,
             opened,
+            landmark: None,
             stored: false,
             event_ended: false,
             acks: None,
@@ -416,6 +424,7 @@ impl<'a> Pump<'a> {
             }
             if self.stored {
                 self.filling.see_origin(head.server_id);
+                self.look_for_landmark(head, &part);
                 if head.is_strange() {
                     self.filling.see_strange(head.kind, self.track.offset);
                 }
@@ -459,6 +468,21 @@ impl<'a> Pump<'a> {
         Err(self.track.corrupt("the source lost events and says so by an INCIDENT event"))
     }
 
+    /// A statement within a transaction may be one that somebody will want to go back before. One
+    /// that cannot be read is none: the archive is whole without it.
+    fn look_for_landmark(&mut self, head: &Head, part: &Part) {
+        if head.kind != kind::QUERY || self.landmark.is_some() || !self.track.is_open() {
+            return;
+        }
+        let bytes = if part.last {
+            body(&part.bytes, self.track.checksum).unwrap_or_default()
+        } else {
+            part.bytes.get(HEAD_BYTES..).unwrap_or_default()
+        };
+        let text = Query::parse(bytes).ok().and_then(|query| landmark::text(query.statement));
+        self.landmark = text.map(|text| (self.track.whole, text));
+    }
+
     /// Adds bytes of the file.
     async fn store(&mut self, mut bytes: &[u8]) -> Result<(), Stop> {
         loop {
@@ -485,6 +509,11 @@ impl<'a> Pump<'a> {
                 let at = event.immediate_commit_ts.map(|at| self.not_in_the_future(at));
                 let chunk = &mut self.filling.chunk;
                 chunk.records += 1;
+                if let Some((offset, text)) = self.landmark.take() {
+                    let at = event.immediate_commit_ts;
+                    let landmark = Landmark { offset, at, text, more: 0 };
+                    add_landmark(&mut chunk.landmarks, landmark, LANDMARKS_MAX);
+                }
                 chunk.last_at = chunk.last_at.max(at);
                 chunk.first_at = match (chunk.first_at, at) {
                     (Some(first), Some(at)) => Some(first.min(at)),

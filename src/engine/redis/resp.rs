@@ -74,6 +74,8 @@ pub(crate) struct Command {
     pub(crate) record_has_data: bool,
     /// The database selected behind it. Means something only where a record ends.
     pub(crate) db: u32,
+    /// Its name, if it is one that somebody may want to go back before.
+    pub(crate) landmark: Option<&'static str>,
 }
 
 /// Where in a command the scanner stands.
@@ -317,6 +319,12 @@ impl Scanner {
             ends_record,
             record_has_data: self.record_has_data,
             db: self.db_now,
+            landmark: match self.name.whole() {
+                b"FLUSHALL" => Some("FLUSHALL"),
+                b"FLUSHDB" => Some("FLUSHDB"),
+                b"SWAPDB" => Some("SWAPDB"),
+                _ => None,
+            },
         })
     }
 

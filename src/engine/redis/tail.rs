@@ -19,7 +19,8 @@ use crate::engine::tls;
 use crate::error::{Context, Error, Result};
 use crate::position::Position;
 use crate::record::{
-    BaselineTaken, CHUNK_BYTES, Captured, Chunk, Continuity, Mark, Server, TimeSource,
+    BaselineTaken, CHUNK_BYTES, Captured, Chunk, Continuity, LANDMARKS_MAX, Landmark, Mark, Server,
+    TimeSource, add_landmark,
 };
 use bytes::{BufMut, Bytes, BytesMut};
 use std::collections::VecDeque;
@@ -223,6 +224,8 @@ struct Stream {
     chunk: Chunk,
     /// Where its last whole record ends, and the database selected there.
     whole: Option<(u64, u32)>,
+    /// What the open record is, if it is a landmark, and the database it concerns.
+    landmark: Option<(&'static str, u32)>,
     /// When it is to be handed over.
     due: Option<Instant>,
     /// Samples whose bytes were not handed over yet, in order.
@@ -253,6 +256,7 @@ impl Stream {
             scanner: Scanner::new(at.offset, at.db),
             chunk: empty_chunk(at.offset),
             whole: None,
+            landmark: None,
             due: None,
             waiting: VecDeque::new(),
             newest: None,
@@ -329,7 +333,21 @@ impl Stream {
         let mut at = from;
         let mut hold = HOLD;
         while let Some(command) = self.scanner.next(&self.chunk.bytes, &mut at)? {
+            if let Some(name) = command.landmark {
+                // Within MULTI the first one names the record.
+                self.landmark.get_or_insert((name, command.db));
+            }
             if command.ends_record {
+                if let Some((name, db)) = self.landmark.take() {
+                    let text = match name {
+                        "FLUSHDB" => format!("FLUSHDB of database {db}"),
+                        name => name.to_owned(),
+                    };
+                    // The stream has no times: the newest sample comes before it.
+                    let at = self.newest.map(|mark| mark.at);
+                    let landmark = Landmark { offset: command.record_start, at, text, more: 0 };
+                    add_landmark(&mut self.chunk.landmarks, landmark, LANDMARKS_MAX);
+                }
                 self.whole = Some((command.end, command.db));
                 self.chunk.records += u32::from(command.record_has_data);
             }
