@@ -7,9 +7,13 @@
 //! **Invariant:** what is handed over is the source's file, byte for byte, from the place named
 //! in [`Captured::Opened`] on. Events that the source makes up for its readers are never in it.
 
+mod filling;
 mod joining;
+mod proof;
 
+use self::filling::Filling;
 use self::joining::Joining;
+use self::proof::Proof;
 use super::auth::ServerError;
 use super::event::{
     Checksum, FormatDescription, HEAD_BYTES, Head, Heartbeat, MAGIC, Query, Rotate, body, kind,
@@ -144,66 +148,6 @@ pub(crate) struct Pump<'a> {
     flag: Option<Flag>,
     /// A packet with a flag has begun.
     is_flagged: bool,
-}
-
-/// The bytes that the archive has before a place. A log that was begun anew may have a boundary
-/// there and the same GTIDs before it, but the commit times in it are others.
-#[derive(Debug)]
-struct Proof {
-    /// Offset of the next byte that comes.
-    next: u64,
-    /// Offset of the first of the bytes.
-    start: u64,
-    bytes: Bytes,
-}
-
-impl Proof {
-    /// Whether the file's next bytes are those of the archive, as far as it has been told them.
-    fn agrees(&mut self, came: &[u8]) -> bool {
-        let (from, start) = (self.next, self.start);
-        self.next += came.len() as u64;
-        let (first, end) = (from.max(start), self.next.min(start + self.bytes.len() as u64));
-        if first >= end {
-            return true;
-        }
-        let at = |offset: u64, base: u64| usize::try_from(offset - base).unwrap_or(usize::MAX);
-        let archived = self.bytes.get(at(first, start)..at(end, start));
-        archived.is_some() && archived == came.get(at(first, from)..at(end, from))
-    }
-}
-
-/// The chunk that is being filled.
-#[derive(Debug, Default)]
-struct Filling {
-    chunk: Chunk,
-    /// Offset behind the last whole record in it, if one ends in it.
-    whole: Option<u64>,
-    /// When its first byte came.
-    since: Option<Instant>,
-    /// All origins seen since the log was opened.
-    origins: Vec<u32>,
-    /// All types of events seen since then that are not known.
-    strange: Vec<u8>,
-}
-
-impl Filling {
-    fn see_origin(&mut self, server_id: u32) {
-        if self.origins.last() != Some(&server_id) && !self.origins.contains(&server_id) {
-            self.origins.push(server_id);
-            self.chunk.origins.push(server_id);
-        }
-    }
-
-    fn see_strange(&mut self, kind: u8, offset: u64) {
-        if !self.strange.contains(&kind) {
-            self.strange.push(kind);
-            self.chunk.strange.push((kind, offset));
-        }
-    }
-
-    fn room(&self) -> usize {
-        CHUNK_BYTES.saturating_sub(self.chunk.bytes.len())
-    }
 }
 
 impl<'a> Pump<'a> {
