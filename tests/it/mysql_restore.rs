@@ -493,7 +493,7 @@ async fn targets_that_are_not_fit_are_refused_unchanged() {
 }
 
 #[tokio::test]
-async fn a_folder_whose_restore_failed_says_so() {
+async fn a_folder_whose_restore_failed_says_so_and_is_filled_anew() {
     let (source, taken) = counted(5).await;
     let dir = tempfile::tempdir().unwrap();
     let dir = dir.path().join("shop-mysql");
@@ -504,8 +504,13 @@ async fn a_folder_whose_restore_failed_says_so() {
     assert_eq!(error.class(), Class::Corrupt, "{error}");
     drop(to);
     assert!(dir.join("UNFINISHED.txt").exists());
-    let error = folder(&dir).preflight(&needs(&source).await).await.unwrap_err();
-    assert_eq!(error.class().exit_code(), 6, "{error}");
+    // The next attempt starts anew.
+    let log = open_log(log_of(&source, &taken.meta.position).await, None);
+    let cut = Cut::After(Timestamp::now().after(Duration::from_hours(1)));
+    let mut to = folder(&dir);
+    let (applied, _) = restore(&mut to, &needs(&source).await, &taken, log, &cut).await.unwrap();
+    assert_eq!(applied.records, 5);
+    assert!(!dir.join("UNFINISHED.txt").exists());
 }
 
 /// A dump program that runs `before` and `after` around the real one, counting its runs.
