@@ -263,7 +263,10 @@ fn watch_arguments(secret: &'static str, stop: Arc<AtomicBool>) -> std::thread::
                 let arguments = std::fs::read(file).unwrap_or_default();
                 let arguments = String::from_utf8_lossy(&arguments);
                 assert!(!arguments.contains(secret), "{arguments:?}");
-                dumps.fetch_add(u32::from(arguments.contains("--source-data")), Ordering::Relaxed);
+                dumps.fetch_add(
+                    u32::from(arguments.contains("--set-gtid-purged")),
+                    Ordering::Relaxed,
+                );
             }
         }
         dumps.into_inner()

@@ -252,6 +252,8 @@ fn for_data<'a>(command: &'a mut Command, setup: &Setup) -> &'a mut Command {
         .arg(with_path("--datadir=", &setup.data))
         .arg(format!("--lower-case-table-names={}", setup.lower_case_table_names))
         .arg(format!("--innodb-page-size={}", setup.page_bytes))
+        // A MariaDB that starts deletes the temporary tables in there, whosever they are.
+        .env("TMPDIR", &setup.relay)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null())

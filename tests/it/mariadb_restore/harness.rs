@@ -354,6 +354,7 @@ impl OnFolder {
     pub(crate) async fn start(series: Series, dir: &Path) -> Self {
         let socket = dir.parent().unwrap().join("sock");
         let child = Command::new(program(&series.named("mariadbd")))
+            .env("TMPDIR", dir)
             .arg("--no-defaults")
             .args(["--user=root", "--skip-networking", "--event-scheduler=OFF"])
             .args(["--log-bin=binlog", "--server-id=4711", "--innodb-buffer-pool-size=64M"])

@@ -89,8 +89,10 @@ async fn into_a_folder(source: Series, by: Series, at: usize) {
         assert_same(&now, then);
     } else {
         // Collations have other names and defaults there: rows are compared, definitions are not.
-        let differs = now.data.diff(&then.seen.data);
-        assert!(differs.iter().all(|what| !what.contains("rows of")), "{differs:?}");
+        // And from 11.5 on, the end of a row that has none is in another year.
+        let mut differs = now.data.diff(&then.seen.data);
+        differs.retain(|what| what.contains("rows of") && !what.contains("rows of shop.v:"));
+        assert_eq!(differs, Vec::<String>::new());
         assert_eq!(now.history, then.seen.history);
         assert_eq!(now.prepared, then.seen.prepared);
     }

@@ -406,7 +406,7 @@ async fn every_way_to_log_in_works() {
     }
     // The certificate that the server made for itself names no host.
     let error = log_in("full", "p4ß word", TlsMode::Verify).await.unwrap_err();
-    assert_eq!(error.class().exit_code(), 3, "{error}");
+    assert_eq!(error.class().exit_code(), 2, "{error}");
 }
 
 #[tokio::test]

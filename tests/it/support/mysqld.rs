@@ -105,6 +105,8 @@ impl Mysqld {
     fn command(&self) -> Command {
         let dir = self.dir.path();
         let mut command = Command::new(self.flavour.program());
+        // A MariaDB that starts deletes the temporary tables of others in a folder they share.
+        command.env("TMPDIR", dir);
         command.arg("--no-defaults");
         if process::is_root() {
             command.arg("--user=root");
@@ -304,6 +306,7 @@ fn template(flavour: Flavour) -> PathBuf {
     if process::is_root() {
         command.arg("--user=root");
     }
+    command.env("TMPDIR", made.path());
     let output = command.arg(format!("--datadir={}", data.display())).output().unwrap();
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "initialise {version}: {}\n{text}", output.status);
