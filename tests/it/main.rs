@@ -33,6 +33,7 @@ mod large;
 mod load;
 mod login;
 mod mariadb_restore;
+mod mariadb_whole;
 mod mysql_capture;
 mod mysql_restore;
 mod redis;

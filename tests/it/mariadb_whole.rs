@@ -1,0 +1,110 @@
+//! The main job for MariaDB, through the whole program: what was in the server at an instant is
+//! what a restore to it brings back, also after pitr was killed, and from either side of a cut.
+
+use crate::instants::until_windows;
+use crate::support::{Mariadbd, Mysqld, Pitr};
+use chrono::{DateTime, SecondsFormat, Utc};
+use mysql_async::prelude::Queryable;
+use pitr::engine::digest::Digest;
+use pitr::engine::mysql::digest::digest;
+use std::time::Duration;
+
+/// Longer than the sampling of the source's clock.
+const QUIET: Duration = Duration::from_millis(450);
+
+const SCHEMA: &str = "CREATE DATABASE shop; USE shop;
+    CREATE TABLE t (id INT PRIMARY KEY AUTO_INCREMENT, s TEXT, f FLOAT, d DATETIME(6));
+    CREATE TABLE parent (id INT PRIMARY KEY);
+    CREATE TABLE child (id INT PRIMARY KEY, p INT, FOREIGN KEY (p) REFERENCES parent (id));
+    CREATE SEQUENCE seq; CREATE TABLE aria (a INT) ENGINE = Aria;
+    CREATE EVENT e ON SCHEDULE EVERY 1 YEAR STARTS '2035-01-01' DO DELETE FROM t";
+
+const PHASES: [&str; 4] = [
+    "INSERT INTO t (s, f, d) VALUES ('a', 0.1, NOW(6)), ('b', 1e-40, NULL); SELECT NEXTVAL(seq)",
+    "SET SESSION gtid_domain_id = 1; INSERT INTO parent VALUES (1), (2);
+     INSERT INTO child VALUES (1, 1); SET SESSION gtid_domain_id = 0; INSERT INTO aria VALUES (1);
+     ALTER TABLE t ADD COLUMN late INT DEFAULT 3; CREATE USER late@localhost IDENTIFIED BY 'x'",
+    "SET GLOBAL log_bin_compress = ON; FLUSH BINARY LOGS; UPDATE t SET s = REPEAT(s, 1000);
+     SET SESSION binlog_format = STATEMENT; INSERT INTO t (s, f) VALUES ('statement', RAND());
+     SET SESSION binlog_format = ROW; INSERT INTO aria SELECT * FROM aria",
+    "DELETE FROM child; TRUNCATE aria; DROP EVENT e; RENAME TABLE parent TO moved",
+];
+
+struct Noted {
+    at: DateTime<Utc>,
+    content: Digest,
+    position: String,
+}
+
+#[expect(clippy::disallowed_methods, reason = "the test stands outside of the program")]
+fn now() -> DateTime<Utc> {
+    Utc::now()
+}
+
+async fn content(server: &Mysqld) -> Digest {
+    let mut conn = server.conn().await;
+    let content = digest(&mut conn).await.unwrap();
+    conn.disconnect().await.unwrap();
+    content
+}
+
+/// The last transaction of each domain.
+async fn position(server: &Mysqld, of: &str) -> String {
+    let text: String = server.row(&format!("SELECT @@GLOBAL.{of}")).await;
+    let mut parts: Vec<&str> = text.split(',').collect();
+    parts.sort_unstable();
+    parts.join(",")
+}
+
+#[tokio::test]
+async fn every_instant_of_a_mariadb_comes_back_through_the_whole_program() {
+    let source = Mariadbd::start(&[]).await;
+    let pitr = Pitr::new(&[("shop", source.url())]);
+    source.sql(SCHEMA).await;
+    pitr.run(&["init"]).await.ok();
+    let mut daemon = pitr.spawn_run();
+    until_windows(&pitr, &mut daemon).await;
+    let mut noted = Vec::new();
+    for (phase, changes) in PHASES.iter().enumerate() {
+        let mut conn = source.conn().await;
+        conn.query_drop("USE shop").await.unwrap();
+        for statement in changes.split(';') {
+            conn.query_drop(statement.trim()).await.unwrap();
+        }
+        conn.disconnect().await.unwrap();
+        tokio::time::sleep(QUIET).await;
+        let at = now();
+        let position = position(&source, "gtid_binlog_pos").await;
+        noted.push(Noted { at, content: content(&source).await, position });
+        tokio::time::sleep(QUIET).await;
+        if phase == 1 {
+            daemon.kill();
+            source.sql("INSERT INTO shop.t (s) VALUES ('while it was down')").await;
+            daemon = pitr.spawn_run();
+        }
+    }
+    source.sql("DROP DATABASE shop").await;
+    tokio::time::sleep(QUIET).await;
+
+    for (phase, noted) in noted.iter().enumerate() {
+        let to = noted.at.to_rfc3339_opts(SecondsFormat::Micros, true);
+        let target = Mariadbd::start(&[]).await;
+        let into = format!("shop={}", target.url());
+        let restored = pitr.run(&["restore", "--json", "--to", &to, "--target", &into]).await;
+        let report = restored.ok().json();
+        assert_eq!(noted.content.diff(&content(&target).await), [""; 0], "phase {phase}");
+        assert_eq!(position(&target, "gtid_slave_pos").await, noted.position, "phase {phase}");
+        assert_eq!(report["sources"][0]["check"], "passed");
+        assert!(report["sources"][0]["uncertainty_ms"].as_u64().unwrap() <= 2000, "{report}");
+    }
+    let windows = pitr.run(&["windows", "--json"]).await.ok().json();
+    assert_eq!(windows["sources"][0]["gaps"], serde_json::json!([]), "{windows}");
+    let to = noted[2].at.to_rfc3339_opts(SecondsFormat::Micros, true);
+    pitr.run(&["restore", "--to", &to, "--into", "folder"]).await.ok();
+    assert!(pitr.dir().join("folder/shop/data/shop/t.ibd").exists());
+    // Its log goes into no MySQL.
+    let other = Mysqld::start(&[]).await;
+    let into = format!("shop={}", other.url());
+    let refused = pitr.run(&["restore", "--to", &to, "--target", &into]).await.exits(6);
+    assert!(refused.stderr.contains("MariaDB"), "{}", refused.stderr);
+}
