@@ -1,9 +1,9 @@
 //! How fast a history is replayed, beside a native replica and beside `mysqlbinlog | mysql`.
 //!
 //! `cargo bench --bench replay` records 40,000 transactions (`PITR_BENCH_TRANSACTIONS` sets
-//! another number) and brings them into fresh servers, set up as installed, in three ways: as a native replica with
-//! four workers of the source itself, by `pitr restore`, and, for a sample of 2,000 of them, by
-//! `mysqlbinlog | mysql`. It prints transactions a second and their ratios; it asserts nothing
+//! another number) and brings them into fresh servers, set up as installed, in four ways: as a native replica with
+//! four workers of the source itself, by `pitr restore`, by `pitr restore --apply sql`, and, for a
+//! sample of 2,000 of them, by `mysqlbinlog | mysql`. It prints transactions a second and their ratios; it asserts nothing
 //! but that all ways end with the same rows.
 
 #![allow(
@@ -57,18 +57,24 @@ fn main() {
         tokio::time::sleep(Duration::from_secs(3)).await;
 
         let native = native_replica(&source, dump.path(), &executed).await;
-        let (restored, ours) = restore(&pitr, &source).await;
-        assert_eq!(checksums(&source).await, checksums(&restored).await);
+        let mut ours = [0.0; 2];
+        for (seconds, way) in ours.iter_mut().zip(["native", "sql"]) {
+            let restored;
+            (restored, *seconds) = restore(&pitr, &source, way).await;
+            assert_eq!(checksums(&source).await, checksums(&restored).await);
+        }
+        let [ours, sql] = ours;
         drop(daemon);
-        drop(restored);
         let stock = mysqlbinlog_and_mysql(&source, dump.path(), &file, from).await;
 
         let rate = |seconds: f64| transactions as f64 / seconds;
         println!("native replica, 4 workers: {native:.1} s, {:.0} transactions/s", rate(native));
         println!("pitr restore (replay):     {ours:.1} s, {:.0} transactions/s", rate(ours));
+        println!("pitr restore --apply sql:  {sql:.1} s, {:.0} transactions/s", rate(sql));
         println!("mysqlbinlog | mysql:       {stock:.0} transactions/s ({SAMPLE} of them)");
         println!("pitr takes {:.2} of the native replica's time", ours / native);
         println!("pitr is {:.1} times as fast as mysqlbinlog | mysql", rate(ours) / stock);
+        println!("with --apply sql {:.1} times", rate(sql) / stock);
     });
 }
 
@@ -114,11 +120,11 @@ async fn native_replica(source: &Mysqld, dump: &std::path::Path, executed: &str)
     seconds
 }
 
-async fn restore(pitr: &Pitr, source: &Mysqld) -> (Mysqld, f64) {
+async fn restore(pitr: &Pitr, source: &Mysqld, way: &str) -> (Mysqld, f64) {
     let target = Mysqld::start(&AS_INSTALLED).await;
     let to = format!("bench={}", target.url());
-    let report =
-        pitr.run(&["restore", "--to", "latest", "--target", &to, "--json"]).await.ok().json();
+    let args = ["restore", "--to", "latest", "--target", &to, "--apply", way, "--json"];
+    let report = pitr.run(&args).await.ok().json();
     assert_eq!(target.gtid_executed().await, source.gtid_executed().await);
     (target, report["sources"][0]["seconds"]["replay"].as_f64().unwrap())
 }

@@ -6,7 +6,6 @@ use super::apply::way::{self, Facts, Way};
 use super::baseline::{self, SYSTEM_SCHEMAS};
 use super::flavor::{Family, Flavor};
 use super::half::Half;
-use super::load::CLIENT;
 use super::{ask, join, server, tools};
 use crate::engine::{Apply, Endpoint, Needs, tls};
 use crate::error::{Class, Context, Error, Result};
@@ -212,22 +211,6 @@ pub(super) async fn same_host(endpoint: &Endpoint) -> Result<()> {
     }
     Err(Error::refused(format!("{endpoint} is on another host: it cannot reach pitr on loopback"))
         .hint(format!("let pitr listen where the target reaches it: --listen {here}:0")))
-}
-
-/// Looks for the client program.
-pub(super) async fn client(source: Flavor) -> Result<()> {
-    if source.is_maria() {
-        // pitr loads the baseline by itself.
-        return Ok(());
-    }
-    let version = tools::program_version(CLIENT, baseline::CLIENT_PACKAGE).await?;
-    if tools::is_mariadb(&version) {
-        return Err(Error::unavailable(format!(
-            "{CLIENT} on PATH is MariaDB's ({version}) and cannot load a dump of MySQL"
-        ))
-        .hint(format!("install {}", baseline::CLIENT_PACKAGE)));
-    }
-    Ok(())
 }
 
 /// A `server_id` that no event in the archive carries.

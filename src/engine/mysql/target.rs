@@ -133,7 +133,6 @@ impl MysqlTarget {
         self.needs = needs.clone();
         let source = preflight::source(needs)?;
         self.family = source.family;
-        preflight::client(source).await?;
         let at = self.at();
         match &self.place {
             Place::Folder { .. } if self.options.apply == Apply::Sql => {

@@ -227,11 +227,6 @@ pub(super) fn major_minor(version: &str) -> Option<(u32, u32)> {
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
-/// Whether a version is one of MariaDB.
-pub(super) fn is_mariadb(version: &str) -> bool {
-    version.to_ascii_lowercase().contains("mariadb")
-}
-
 /// Reads error output to its end and keeps the last part of it.
 pub(super) async fn last_words(mut stderr: impl AsyncRead + Unpin) -> String {
     let mut kept = Vec::new();

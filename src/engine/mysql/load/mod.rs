@@ -23,8 +23,6 @@ use mysql_async::Conn;
 use std::collections::BTreeSet;
 use tokio::sync::mpsc;
 
-/// The client program.
-pub(super) const CLIENT: &str = "mysql";
 /// The first line must end within this many bytes.
 const HEAD_BYTES: usize = 64 << 10;
 /// The accounts of a server must fit into this many bytes.
