@@ -2,11 +2,12 @@
 //! what a restore to it brings back, also after pitr was killed, and from either side of a cut.
 
 use crate::instants::until_windows;
-use crate::support::{Mariadbd, Mysqld, Pitr};
+use crate::support::{Mariadbd, Mysqld, Pitr, program};
 use chrono::{DateTime, SecondsFormat, Utc};
 use mysql_async::prelude::Queryable;
 use pitr::engine::digest::Digest;
 use pitr::engine::mysql::digest::digest;
+use std::process::Command;
 use std::time::Duration;
 
 /// Longer than the sampling of the source's clock.
@@ -102,9 +103,28 @@ async fn every_instant_of_a_mariadb_comes_back_through_the_whole_program() {
     let to = noted[2].at.to_rfc3339_opts(SecondsFormat::Micros, true);
     pitr.run(&["restore", "--to", &to, "--into", "folder"]).await.ok();
     assert!(pitr.dir().join("folder/shop/data/shop/t.ibd").exists());
+    files_are_the_servers_own(&pitr, &source).await;
     // Its log goes into no MySQL.
     let other = Mysqld::start(&[]).await;
     let into = format!("shop={}", other.url());
     let refused = pitr.run(&["restore", "--to", &to, "--target", &into]).await.exits(6);
     assert!(refused.stderr.contains("MariaDB"), "{}", refused.stderr);
+}
+
+/// Every closed file comes out of the archive as the server has it, and its tool reads it.
+async fn files_are_the_servers_own(pitr: &Pitr, source: &Mysqld) {
+    pitr.run(&["export", "--source", "shop", "--out", "files"]).await.ok();
+    let logs: Vec<(String, u64)> = source.rows("SHOW BINARY LOGS").await;
+    let (_open, closed) = logs.split_last().unwrap();
+    assert!(!closed.is_empty());
+    for (name, _) in closed {
+        let exported = pitr.dir().join("files").join(name);
+        let same = std::fs::read(&exported).unwrap()
+            == std::fs::read(source.datadir().join(name)).unwrap();
+        assert!(same, "{name}");
+        let mut read = Command::new(program("mariadb-binlog"));
+        let read = read.args(["--no-defaults", "--verify-binlog-checksum"]).arg(&exported);
+        let read = read.output().unwrap();
+        assert!(read.status.success(), "{name}: {}", String::from_utf8_lossy(&read.stderr));
+    }
 }
