@@ -153,7 +153,8 @@ async fn a_managed_server_is_restored_without_being_made_a_replica() {
 
     let mut to = target(&url, Apply::Auto);
     let cut = Cut::After(then.at);
-    let (applied, _) = restore(&mut to, &needs, &taken, log, &cut).await.unwrap();
+    let (applied, said) = restore(&mut to, &needs, &taken, log, &cut).await.unwrap();
+    assert!(said.contains("not those of the baseline"), "{said}");
     let way = to.way().unwrap();
     assert_eq!(way.apply, "sql");
     assert!(way.why.contains("REPLICATION_SLAVE_ADMIN"), "{}", way.why);

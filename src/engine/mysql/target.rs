@@ -340,13 +340,17 @@ impl MysqlTarget {
         }
         let mut globals = std::mem::take(&mut self.globals);
         globals.put_back(self.session()?).await?;
-        let gtids = match family {
-            Family::MySql => "gtid_executed",
-            Family::MariaDb => "gtid_slave_pos",
+        let gtids = match (family, self.way.gtids, self.way.admin) {
+            (Family::MariaDb, ..) => "gtid_slave_pos is exactly that of the instant",
+            (_, false, _) => "the transactions have new names, as gtid_mode is not ON",
+            (_, true, false) => {
+                "gtid_executed has the replayed transactions, but not those of the baseline, \
+                 which the account may not set"
+            }
+            (_, true, true) => "gtid_executed is exactly that of the instant",
         };
         let mut said = format!(
-            "{gtids} is exactly that of the instant, {tables} tables checked, \
-             {scheduled} scheduled events in their state"
+            "{gtids}, {tables} tables checked, {scheduled} scheduled events in their state"
         );
         let prepared = check::prepared(self.session()?).await?;
         if prepared > 0 {
