@@ -1,3 +1,5 @@
+//! The archive as a whole, on folders made for the purpose.
+
 use super::*;
 use crate::baseline::{Label, Stored};
 use crate::manifest::SegmentHeader;

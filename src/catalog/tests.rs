@@ -1,3 +1,5 @@
+//! What goes into the catalog comes out of it, and bad rows are noticed.
+
 use super::*;
 use crate::manifest::{Break, EngineKind, FORMAT, SegmentHeader, Totals};
 use crate::position::Position;

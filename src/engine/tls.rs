@@ -26,16 +26,23 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 /// A connection, encrypted or not.
 pub(crate) type Stream = Box<dyn Io>;
 
+/// What helps where nobody answers.
+pub(crate) const UNREACHABLE: &str =
+    "see that the server runs and listens there, and that host and port of its url are right";
+
 /// Opens a TCP connection, with small writes sent at once and dead peers noticed by the kernel.
 pub(crate) async fn connect_tcp(endpoint: &Endpoint) -> Result<TcpStream> {
     let connect = TcpStream::connect(endpoint.address());
     let tcp = match tokio::time::timeout(CONNECT_TIMEOUT, connect).await {
-        Ok(connected) => connected.unavailable(|| format!("connect to {endpoint}"))?,
+        Ok(connected) => connected
+            .unavailable(|| format!("connect to {endpoint}"))
+            .map_err(|error| error.hint(UNREACHABLE))?,
         Err(_) => {
             let secs = CONNECT_TIMEOUT.as_secs();
             return Err(Error::unavailable(format!(
                 "connect to {endpoint}: no answer in {secs} s"
-            )));
+            ))
+            .hint(UNREACHABLE));
         }
     };
     tcp.set_nodelay(true).unavailable(|| format!("connect to {endpoint}"))?;
@@ -81,7 +88,10 @@ pub(crate) fn explain(peer: &str, error: io::Error) -> Error {
     let (what, hint) = match tls {
         Some(rustls::Error::InvalidCertificate(why)) => refused_certificate(why),
         Some(rustls::Error::AlertReceived(alert)) => refused_ours(*alert),
-        _ => return Error::unavailable(format!("connection with {peer}")).source(error),
+        _ => {
+            let error = Error::unavailable(format!("connection with {peer}")).source(error);
+            return error.hint(UNREACHABLE);
+        }
     };
     Error::usage(format!("TLS with {peer}: {what}")).hint(hint)
 }

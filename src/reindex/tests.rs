@@ -1,3 +1,5 @@
+//! A catalog that is rebuilt equals the one that was lost.
+
 use super::*;
 use crate::clock::Timestamp;
 use crate::manifest::{EngineKind, SegmentHeader, SegmentMeta};

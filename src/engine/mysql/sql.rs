@@ -32,7 +32,8 @@ pub async fn connect(endpoint: &Endpoint) -> Result<Conn> {
         Err(_) => Err(Error::unavailable(format!(
             "connect to {endpoint}: no answer in {} s",
             ANSWER_TIMEOUT.as_secs()
-        ))),
+        ))
+        .hint(tls::UNREACHABLE)),
     }
 }
 

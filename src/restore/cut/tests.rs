@@ -1,3 +1,5 @@
+//! Where an instant is cut, by marks and by seconds.
+
 use super::*;
 use crate::manifest::{EngineKind, FORMAT, SegmentHeader, names};
 use crate::record::{Chunk, Server};

@@ -1,3 +1,5 @@
+//! Event heads and bodies: real bytes, and arbitrary ones.
+
 use super::*;
 use proptest::prelude::*;
 use rstest::rstest;

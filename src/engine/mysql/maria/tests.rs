@@ -1,3 +1,5 @@
+//! GTIDs and binlog states of MariaDB.
+
 use super::*;
 use proptest::prelude::*;
 use rstest::rstest;

@@ -1,3 +1,5 @@
+//! The capture path on dumps that are made here, without a server.
+
 use super::*;
 use crate::engine::mysql::event::{artificial_rotate, build, heartbeat_v2};
 use crate::engine::mysql::flavor::Flavor;

@@ -1,3 +1,5 @@
+//! Splitting and following a log that comes in pieces of any size.
+
 use super::*;
 use crate::engine::mysql::event::{build, renew_crc};
 use crate::engine::mysql::executed::TxId;
