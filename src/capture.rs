@@ -11,6 +11,7 @@
 //! the end of a whole record. A segment begins and ends between two records. A segment gets its
 //! final name only when it is complete, and its catalog row only after that.
 
+mod order;
 mod protect;
 mod recover;
 mod strange;
@@ -463,6 +464,7 @@ impl Capture {
         if let Some(idle) = self.idle.take().filter(|idle| idle.offset == chunk.start) {
             chunk.marks.insert(0, idle);
         }
+        self.in_order(&mut chunk.marks);
         if let (Some(mark), true) = (chunk.marks.last(), chunk.bytes.is_empty()) {
             self.idle_written = Some(*mark);
         }

@@ -13,6 +13,7 @@ use crate::position::Position;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::mpsc;
 
 /// The raw length, in bytes, at which an engine hands a chunk over without waiting for more.
@@ -25,8 +26,40 @@ pub const CHUNK_BYTES: usize = 1 << 20;
 pub struct Mark {
     /// Offset in the log.
     pub offset: u64,
-    /// The source's own clock.
+    /// The source's own clock. Where it stepped back, its latest time is held until it has caught up.
     pub at: Timestamp,
+    /// How exact `at` is, in µs: how long reading the clock and the offset took together, and for
+    /// how long the time was held.
+    #[serde(default)]
+    pub span_micros: u32,
+}
+
+impl Mark {
+    /// A mark whose time is as exact as the clock of the source.
+    pub fn new(offset: u64, at: Timestamp) -> Self {
+        Self { offset, at, span_micros: 0 }
+    }
+
+    /// A mark that was read within `span`.
+    pub fn within(offset: u64, at: Timestamp, span: Duration) -> Self {
+        Self { offset, at, span_micros: u32::try_from(span.as_micros()).unwrap_or(u32::MAX) }
+    }
+
+    /// The same mark, not before `floor`: marks of a log grow in time although its source's clock
+    /// may step back.
+    #[must_use]
+    pub fn held_to(self, floor: Timestamp) -> Self {
+        if self.at >= floor {
+            return self;
+        }
+        let span = self.span() + floor.since(self.at);
+        Self::within(self.offset, floor, span)
+    }
+
+    /// How exact its time is.
+    pub fn span(&self) -> Duration {
+        Duration::from_micros(u64::from(self.span_micros))
+    }
 }
 
 /// A record that somebody may want to go back before: a DROP, a FLUSHALL.

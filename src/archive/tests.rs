@@ -40,7 +40,7 @@ fn write(
     let open = names::open_segment("shop", 1, number);
     let mut writer = Writer::create(archive.store().create(&open).unwrap(), &header, 1).unwrap();
     let end = Position::new("log", start + 500);
-    let marks = vec![Mark { offset: end.offset, at: at(number.cast_signed()) }];
+    let marks = vec![Mark::new(end.offset, at(number.cast_signed()))];
     let bytes = vec![1; 500];
     writer
         .append(&Chunk { start, bytes, records: 1, whole: Some(end), marks, ..Chunk::default() })

@@ -67,7 +67,7 @@ impl Model {
 }
 
 fn mark(offset: u64, at: i64) -> Mark {
-    Mark { offset, at: Timestamp::from_micros(1_700_000_000_000_000 + at) }
+    Mark::new(offset, Timestamp::from_micros(1_700_000_000_000_000 + at))
 }
 
 fn position((log, offset): Place) -> Position {
@@ -358,4 +358,49 @@ fn a_place_is_found_in_the_open_segment_behind_sealed_ones() {
         assert!(holds.contains(&offset), "{offset} is not in {holds:?}");
         assert_eq!(last.totals.end.offset, 7000);
     }
+}
+
+#[test]
+fn a_clock_that_is_set_back_between_two_connections_stands_still_until_it_has_caught_up() {
+    let root = tempfile::tempdir().unwrap();
+    Archive::init(root.path()).unwrap();
+    let sealing = Sealing { max_bytes: 3000, max_age: Duration::from_hours(1) };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    // What the clock says at the end of each chunk of ten bytes: it goes back with the second connection.
+    for (connection, clocks) in [[100, 200], [50, 150], [170, 300]].iter().enumerate() {
+        let label = Label { source: NAME.into(), engine: EngineKind::Redis, level: 1 };
+        let mut capture =
+            Capture::recover(root.path(), label, sealing, Arc::new(Shared::new())).unwrap();
+        let (send, receive) = mpsc::channel(3);
+        let start = connection as u64 * 20;
+        let continuity = if connection == 0 { Continuity::Begins } else { Continuity::Continues };
+        let (server, at) = (Server::default(), position((0, start)));
+        send.try_send(Captured::Opened { server, at, continuity, skew_micros: 0 }).unwrap();
+        for (start, clock) in [start, start + 10].into_iter().zip(clocks) {
+            let end = start + 10;
+            let chunk = Chunk {
+                start,
+                bytes: vec![0; 10],
+                whole: Some(position((0, end))),
+                time: crate::record::TimeSource::Sampled,
+                marks: vec![mark(end, *clock)],
+                ..Chunk::default()
+            };
+            send.try_send(Captured::Chunk(chunk)).unwrap();
+        }
+        drop(send);
+        capture.run(receive, runtime.handle()).unwrap();
+        capture.close().unwrap();
+    }
+    let archive = Archive::open_read_only(root.path()).unwrap();
+    let mut marks = vec![];
+    for number in 1..=3 {
+        let mut segment = archive.segment(NAME, 1, number).unwrap();
+        for index in 0..segment.blocks().len() {
+            let found = segment.marks(index).unwrap();
+            marks.extend(found.iter().map(|m| (m.offset, m.at.as_micros() % STEP, m.span_micros)));
+        }
+    }
+    let held = [(10, 100, 0), (20, 200, 0), (30, 200, 150), (40, 200, 50), (50, 200, 30)];
+    assert_eq!(marks, [&held[..], &[(60, 300, 0)]].concat());
 }

@@ -233,6 +233,11 @@ fn parse_targets(
     Ok(targets)
 }
 
+/// A short time as people read it.
+fn exactness(micros: u64) -> String {
+    if micros < 1000 { format!("{micros} µs") } else { format!("{} ms", micros.div_ceil(1000)) }
+}
+
 fn split_pair<'a>(text: &'a str, form: &str) -> Result<(&'a str, &'a str)> {
     text.split_once('=').ok_or_else(|| Error::usage(format!("not of the form {form}")))
 }
@@ -251,7 +256,7 @@ fn report_text(report: &restore::Report, zone: Tz) -> String {
             source.timeline
         );
         if let Some(cut) = &source.cut {
-            let known = source.uncertainty_ms.map(|ms| format!(", known to {ms} ms"));
+            let known = source.uncertainty_us.map(|us| format!(", known to {}", exactness(us)));
             out += &format!("    cut at {cut}{}\n", known.unwrap_or_default());
         }
         if !report.plan {

@@ -58,7 +58,7 @@ impl Archive {
                     bytes: vec![number as u8; 250],
                     records: 3,
                     whole: Some(Position::new("replid", start + 250)),
-                    marks: vec![Mark { offset: start + 9, at }],
+                    marks: vec![Mark::new(start + 9, at)],
                     ..Chunk::default()
                 })
                 .unwrap();

@@ -22,13 +22,14 @@ use std::time::Duration;
 /// The resolution of the times that records carry: marks that are closer to each other tell more.
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Where the log is cut for `to`, and how many ms are left open by what is known.
+/// Where the log is cut for `to`, and how exactly the instant is known, where marks tell it: how
+/// long nobody looked around the cut, and how exact the clock was when somebody did.
 pub(super) fn find(
     archive: &Archive,
     baseline: &BaselineMeta,
     segments: &[SegmentMeta],
     to: Timestamp,
-) -> Result<(Cut, Option<u64>)> {
+) -> Result<(Cut, Option<Duration>)> {
     let time = engine::times(baseline.engine, &baseline.server.version);
     if time == TimeSource::Commit {
         return Ok((Cut::After(to), None));
@@ -36,19 +37,19 @@ pub(super) fn find(
     let slack = if time == TimeSource::Header { engine::mysql::SPAN } else { Duration::ZERO };
     let (last, behind) = marks_around(archive, baseline, segments, to, slack)?;
     let open = match &behind {
-        Some(behind) if behind.place.is_same_place(&last.place) => Duration::ZERO,
-        Some(behind) => behind.at.since(last.at),
-        None => Duration::ZERO,
+        Some(behind) if !behind.place.is_same_place(&last.place) => behind.at.since(last.at),
+        _ => Duration::ZERO,
     };
-    let (cut, open) = if time == TimeSource::Header && (open > SECOND || behind.is_none()) {
+    let exact = last.span + behind.as_ref().map_or(Duration::ZERO, |behind| behind.span);
+    let (cut, known) = if time == TimeSource::Header && (open > SECOND || behind.is_none()) {
         (by_seconds(archive, segments, &last, behind.as_ref(), to)?, SECOND)
     } else {
-        (last.place, open)
+        (last.place, open + exact)
     };
     if let Some(segment) = segments.last() {
         check_names(segments, segment.header.timeline, &cut)?;
     }
-    Ok((Cut::At(cut), u64::try_from(open.as_millis()).ok()))
+    Ok((Cut::At(cut), Some(known)))
 }
 
 /// A mark, and which of the segments it is in.
@@ -56,6 +57,7 @@ struct Found {
     segment: usize,
     place: Position,
     at: Timestamp,
+    span: Duration,
 }
 
 /// The last mark whose bytes were surely committed at `to`, but not before the baseline, and the
@@ -73,13 +75,15 @@ fn marks_around(
         let header = &segment.header;
         let mut reader = archive.segment(&header.source, header.timeline, header.number)?;
         for index in (0..reader.blocks().len()).rev() {
-            for Mark { offset, at } in reader.marks(index)?.into_iter().rev() {
+            for mark in reader.marks(index)?.into_iter().rev() {
+                let Mark { offset, at, .. } = mark;
                 if header.start.log == start.log && offset <= start.offset {
-                    let first = Found { segment: number, place: start.clone(), at: baseline.at };
+                    let (place, span) = (start.clone(), Duration::ZERO);
+                    let first = Found { segment: number, place, at: baseline.at, span };
                     return Ok((first, behind));
                 }
                 let place = Position::new(header.start.log.clone(), offset);
-                let mark = Found { segment: number, place, at };
+                let mark = Found { segment: number, place, at, span: mark.span() };
                 if at <= to.before(slack) {
                     return Ok((mark, behind));
                 }
@@ -87,7 +91,8 @@ fn marks_around(
             }
         }
     }
-    Ok((Found { segment: 0, place: start.clone(), at: baseline.at }, behind))
+    let (place, span) = (start.clone(), Duration::ZERO);
+    Ok((Found { segment: 0, place, at: baseline.at, span }, behind))
 }
 
 /// The beginning of the first record between two marks whose second is not over at `to`.

@@ -157,7 +157,7 @@ pub struct Job {
     baseline: BaselineMeta,
     segments: Vec<SegmentMeta>,
     cut: Cut,
-    uncertainty_ms: Option<u64>,
+    uncertainty: Option<Duration>,
     /// What is known beforehand of the records on both sides of the cut.
     last_in: Option<Landing>,
     first_out: Option<Landing>,

@@ -13,6 +13,7 @@ use crate::manifest::{BaselineMeta, EngineKind, SegmentMeta};
 use crate::plan::{self, History};
 use crate::record::{Cut, Landing};
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 /// Plans a restore: reads the archive, touches nothing.
 ///
@@ -73,7 +74,7 @@ pub fn prepare(options: &Options) -> Result<Plan> {
     };
     let mut skews = Vec::new();
     for (source, way) in options.sources.iter().zip(ways) {
-        let Way { baseline, segments, cut, uncertainty_ms, last_in, first_out } = way;
+        let Way { baseline, segments, cut, uncertainty, last_in, first_out } = way;
         skews.extend(segments.last().map(|segment| segment.header.skew_micros));
         plan.needs.insert(source.name.clone(), needs(&archive, &baseline, &segments)?);
         let destination = match options.targets.get(&source.name) {
@@ -88,7 +89,7 @@ pub fn prepare(options: &Options) -> Result<Plan> {
             baseline,
             segments,
             cut,
-            uncertainty_ms,
+            uncertainty,
             last_in,
             first_out,
         });
@@ -120,7 +121,7 @@ struct Way {
     baseline: BaselineMeta,
     segments: Vec<SegmentMeta>,
     cut: Cut,
-    uncertainty_ms: Option<u64>,
+    uncertainty: Option<Duration>,
     last_in: Option<Landing>,
     first_out: Option<Landing>,
 }
@@ -135,8 +136,8 @@ fn to_instant(
     let (name, place) = (&source.name, &baseline.position);
     let segments = archive.segments_from(name, baseline.timeline, place, Some(at))?;
     let segments = plan::line_up(&baseline, segments, at)?;
-    let (cut, uncertainty_ms) = cut::find(archive, &baseline, &segments, at)?;
-    Ok(Way { baseline, segments, cut, uncertainty_ms, last_in: None, first_out: None })
+    let (cut, uncertainty) = cut::find(archive, &baseline, &segments, at)?;
+    Ok(Way { baseline, segments, cut, uncertainty, last_in: None, first_out: None })
 }
 
 fn to_place(search: &Search<'_>) -> Result<(Timestamp, Way)> {
@@ -145,7 +146,7 @@ fn to_place(search: &Search<'_>) -> Result<(Timestamp, Way)> {
     let to = spot.at.unwrap_or(baseline.at);
     let cut = Cut::At(spot.cut);
     let (last_in, first_out) = (spot.last_in, spot.first_out);
-    Ok((to, Way { baseline, segments, cut, uncertainty_ms: None, last_in, first_out }))
+    Ok((to, Way { baseline, segments, cut, uncertainty: None, last_in, first_out }))
 }
 
 /// Types of events that the segments may hold and this version does not know. Says so, because

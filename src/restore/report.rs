@@ -70,6 +70,9 @@ pub struct SourceReport {
     /// How exactly the instant is known, in ms, where it is known by samples of the clock.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub uncertainty_ms: Option<u64>,
+    /// The same in µs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uncertainty_us: Option<u64>,
     /// Types of events in the log that this version does not know: whether they can be applied is
     /// up to the target.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -154,7 +157,8 @@ impl Job {
                 Cut::At(position) => Some(position.to_string()),
                 Cut::After(_) => None,
             },
-            uncertainty_ms: self.uncertainty_ms,
+            uncertainty_ms: self.uncertainty.and_then(|d| u64::try_from(d.as_millis()).ok()),
+            uncertainty_us: self.uncertainty.and_then(|d| u64::try_from(d.as_micros()).ok()),
             strange_events: self.strange_events.clone(),
             records: 0,
             bytes: 0,

@@ -44,8 +44,9 @@ pub(super) const DESCRIPTION: usize = 64;
 const HEAD_FIXED: usize = PREFIX + DESCRIPTION + 20 + CRC;
 /// Longest block head.
 pub(super) const HEAD_MAX: usize =
-    HEAD_FIXED + MARKS_MAX * MARK + ORIGINS_MAX * ORIGIN + GTIDS_MAX + 4 + LANDMARKS_BYTES;
+    HEAD_FIXED + MARKS_MAX * (MARK + SPAN) + ORIGINS_MAX * ORIGIN + GTIDS_MAX + 4 + LANDMARKS_BYTES;
 const MARK: usize = 16;
+const SPAN: usize = 4;
 const ORIGIN: usize = 4;
 /// Longest JSON of a block's landmarks.
 const LANDMARKS_BYTES: usize = 64 << 10;
@@ -60,6 +61,7 @@ const HAS_FIRST: u8 = 2;
 const HAS_LAST: u8 = 4;
 const HAS_KNOWN: u8 = 8;
 const HAS_LANDMARKS: u8 = 16;
+const HAS_SPANS: u8 = 32;
 
 /// What a skippable frame of a segment is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -192,6 +194,8 @@ pub(super) struct Description {
     pub(super) known_until: Option<Timestamp>,
     /// Whether landmarks follow in the head.
     pub(super) has_landmarks: bool,
+    /// Whether the spans of the marks follow in the head.
+    pub(super) has_spans: bool,
 }
 
 impl Description {
@@ -211,7 +215,8 @@ impl Description {
             | flag(HAS_FIRST, self.first_at.is_some())
             | flag(HAS_LAST, self.last_at.is_some())
             | flag(HAS_KNOWN, self.known_until.is_some())
-            | flag(HAS_LANDMARKS, self.has_landmarks);
+            | flag(HAS_LANDMARKS, self.has_landmarks)
+            | flag(HAS_SPANS, self.has_spans);
         let time = match self.time {
             TimeSource::Commit => 0,
             TimeSource::Header => 1,
@@ -263,8 +268,9 @@ impl Description {
             last_at,
             known_until,
             has_landmarks: flags & HAS_LANDMARKS != 0,
+            has_spans: flags & HAS_SPANS != 0,
         };
-        let known = HAS_WHOLE | HAS_FIRST | HAS_LAST | HAS_KNOWN | HAS_LANDMARKS;
+        let known = HAS_WHOLE | HAS_FIRST | HAS_LAST | HAS_KNOWN | HAS_LANDMARKS | HAS_SPANS;
         if flags & !known != 0 || reserved != [0; 2] {
             return Err(Error::corrupt("a block has unknown flags"));
         }
@@ -358,7 +364,8 @@ impl<'a> Head<'a> {
             + self.marks.len() * MARK
             + self.origins.len() * ORIGIN
             + self.whole.map_or(0, |whole| whole.middle.len())
-            + landmarks)
+            + landmarks
+            + if self.description.has_spans { self.marks.len() * SPAN } else { 0 })
     }
 
     /// The landmarks as they are written; nothing where there are none.
@@ -395,6 +402,11 @@ impl<'a> Head<'a> {
             out.extend_from_slice(&(json.len() as u32).to_le_bytes());
             out.extend_from_slice(&json);
         }
+        if self.description.has_spans {
+            for mark in self.marks.iter() {
+                out.extend_from_slice(&mark.span_micros.to_le_bytes());
+            }
+        }
         set_len(out, 0)?;
         end_with_crc(out);
         Ok(())
@@ -419,12 +431,15 @@ impl<'a> Head<'a> {
         if landmarks.is_empty() == description.has_landmarks {
             return Err(Error::corrupt("a block has not the landmarks that it says it has"));
         }
+        let spans = if description.has_spans { description.marks as usize * SPAN } else { 0 };
+        let mut spans = Fields(fields.take(spans)?);
         fields.end()?;
         let marks: Vec<Mark> = (0..description.marks)
             .map(|_| {
                 let offset = marks.u64()?;
                 let at = Timestamp::from_micros(marks.u64()?.cast_signed());
-                Ok(Mark { offset, at })
+                let span_micros = if description.has_spans { spans.u32()? } else { 0 };
+                Ok(Mark { offset, at, span_micros })
             })
             .collect::<Result<_>>()?;
         let origins = (0..origins).map(|_| origin_fields.u32()).collect::<Result<Vec<_>>>()?;
@@ -451,6 +466,9 @@ pub(super) fn check_marks(block: &Description, marks: &[Mark]) -> Result<(), Str
     }
     if !marks.is_sorted_by_key(|mark| mark.offset) {
         return Err("marks of a block are out of order".into());
+    }
+    if marks.iter().any(|mark| mark.span_micros != 0) != block.has_spans {
+        return Err("a block has not the spans of marks that it says it has".into());
     }
     if marks.iter().map(|mark| mark.at).max() != block.known_until {
         return Err("marks of a block disagree with its known_until".into());

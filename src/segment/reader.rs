@@ -443,7 +443,7 @@ fn check_index(header: &SegmentHeader, footer: &Footer<Totals>, header_len: u64)
         }
         let next = place.checked_add(entry.stored_len).filter(|_| entry.head_len() > 0);
         place = next.ok_or_else(|| Error::corrupt(format!("block {index} has no length")))?;
-        let at_end = |at| Mark { offset: entry.description.end(), at };
+        let at_end = |at| Mark::new(entry.description.end(), at);
         let mark: Vec<Mark> = entry.description.known_until.map(at_end).into_iter().collect();
         sum.add(&entry.description, 0, &mark, &[]);
     }

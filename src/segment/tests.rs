@@ -9,6 +9,7 @@ use proptest::prelude::*;
 use rstest::rstest;
 use std::io::{Cursor, Read, Seek, Write};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 const T0: i64 = 1_714_532_400_000_000;
 
@@ -83,12 +84,12 @@ fn sealed(header: &SegmentHeader, chunks: &[Chunk]) -> (Vec<u8>, SegmentMeta) {
 /// A small segment with everything that a block can have, in three blocks.
 fn small_chunks() -> Vec<Chunk> {
     let mut first = chunk(100, 50, Some(40));
-    first.marks = vec![Mark { offset: 120, at: at(1) }, Mark { offset: 150, at: at(900) }];
+    first.marks = vec![Mark::new(120, at(1)), Mark::new(150, at(900))];
     let mut second = chunk(150, 30, Some(30));
     second.time = TimeSource::Header;
     let mut third = chunk(180, 0, None);
     third.time = TimeSource::Sampled;
-    third.marks = vec![Mark { offset: 180, at: at(5_000) }];
+    third.marks = vec![Mark::within(180, at(5_000), Duration::from_micros(95))];
     vec![first, second, third]
 }
 
@@ -269,7 +270,7 @@ fn a_block_that_is_missing_in_the_middle_ends_a_scan() {
 fn a_mark_inside_a_record_counts_once_the_record_is_whole() {
     let mut writer = Writer::create(vec![], &header(1, 0), 1).unwrap();
     let mut first = chunk(0, 100, Some(40));
-    first.marks = vec![Mark { offset: 40, at: at(50) }, Mark { offset: 90, at: at(70) }];
+    first.marks = vec![Mark::new(40, at(50)), Mark::new(90, at(70))];
     writer.append(&first).unwrap();
     assert_eq!(writer.totals().known_until, Some(at(50)));
     assert!(!writer.ends_whole());
@@ -291,7 +292,7 @@ fn chunks_that_do_not_fit_are_refused_and_leave_no_trace() {
     let mut countless = chunk(100, 5, Some(5));
     countless.whole = None;
     let mut stray = chunk(100, 5, Some(5));
-    stray.marks = vec![Mark { offset: 99, at: at(0) }];
+    stray.marks = vec![Mark::new(99, at(0))];
     for bad in [chunk(99, 5, Some(5)), other_log, beyond, countless, stray] {
         assert_eq!(writer.append(&bad).unwrap_err().class(), Class::Bug);
     }
@@ -336,8 +337,8 @@ fn a_rewrite_merges_small_blocks_and_leaves_the_rest_of_a_record_behind() {
     for n in 0..9 {
         let mut chunk = chunk(n * step, step, Some(step - 10));
         let end = chunk.end();
-        chunk.marks = (0..3).map(|i| Mark { offset: end - 10, at: at((end + i) as i64) }).collect();
-        chunk.marks.push(Mark { offset: end, at: at(end as i64 + 9) });
+        chunk.marks = (0..3).map(|i| Mark::new(end - 10, at((end + i) as i64))).collect();
+        chunk.marks.push(Mark::new(end, at(end as i64 + 9)));
         writer.append(&chunk).unwrap();
     }
     let open = writer.get_ref().clone();
@@ -354,8 +355,8 @@ fn a_rewrite_merges_small_blocks_and_leaves_the_rest_of_a_record_behind() {
     assert_eq!(raw_of(&mut reader).unwrap(), source_bytes(0, end));
     let marks: Vec<Mark> = (0..3).flat_map(|i| reader.marks(i).unwrap()).collect();
     assert_eq!(marks.len(), 26, "first and last of an offset, and none behind the end");
-    assert_eq!(marks[0], Mark { offset: step - 10, at: at(step as i64) });
-    assert_eq!(marks[1], Mark { offset: step - 10, at: at(step as i64 + 2) });
+    assert_eq!(marks[0], Mark::new(step - 10, at(step as i64)));
+    assert_eq!(marks[1], Mark::new(step - 10, at(step as i64 + 2)));
 }
 
 #[test]
@@ -365,7 +366,7 @@ fn a_rewrite_of_nothing_writes_nothing() {
     let mut from = Reader::scan(Cursor::new(writer.get_ref().clone())).unwrap();
     assert!(rewrite(&mut from, vec![], 1).unwrap().is_none());
     let mut mark = chunk(100, 0, None);
-    mark.marks = vec![Mark { offset: 100, at: at(7) }];
+    mark.marks = vec![Mark::new(100, at(7))];
     writer.append(&mark).unwrap();
     let mut from = Reader::scan(Cursor::new(writer.get_ref().clone())).unwrap();
     assert!(rewrite(&mut from, vec![], 1).unwrap().is_none(), "the mark is inside a record");
@@ -462,7 +463,7 @@ impl Model {
         let start = self.writer.raw_end();
         let mut chunk = chunk(start, step.len, step.whole);
         if step.mark {
-            chunk.marks = vec![Mark { offset: chunk.end(), at: at(chunk.end() as i64) }];
+            chunk.marks = vec![Mark::new(chunk.end(), at(chunk.end() as i64))];
         }
         self.records += u64::from(chunk.records);
         self.wholes.extend(chunk.whole.as_ref().map(|whole| (whole.offset, self.records)));

@@ -89,6 +89,7 @@ impl<W: Write> Writer<W> {
                 first_at: chunk.first_at,
                 last_at: chunk.last_at,
                 has_landmarks: !chunk.landmarks.is_empty(),
+                has_spans: chunk.marks.iter().any(|mark| mark.span_micros != 0),
                 known_until: chunk.marks.iter().map(|mark| mark.at).max(),
             },
             whole: chunk

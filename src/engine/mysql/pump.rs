@@ -711,7 +711,7 @@ impl<'a> Pump<'a> {
             return Ok(());
         }
         self.marked = Some(at);
-        self.send(Captured::Alive(Mark { offset: self.track.offset, at })).await
+        self.send(Captured::Alive(Mark::new(self.track.offset, at))).await
     }
 
     /// Hands over what there is, unless the stream is not open yet.

@@ -12,7 +12,7 @@ use super::flavor::Flavor;
 use super::{join, sql};
 use crate::clock::Timestamp;
 use crate::engine::Endpoint;
-use crate::engine::sample::{self, Sampler, Samples};
+use crate::engine::sample::{self, Sampler, Samples, Timed};
 use crate::error::{Error, Result};
 use crate::record::Mark;
 use mysql_async::Conn;
@@ -39,6 +39,14 @@ pub(super) struct LogEnd {
     pub(super) offset: u64,
     /// The instant, by the source's clock.
     pub(super) at: Timestamp,
+    /// How long the reading took, by the source's clock.
+    pub(super) span: Duration,
+}
+
+impl Timed for LogEnd {
+    fn at(&self) -> Timestamp {
+        self.at
+    }
 }
 
 /// Asks one server for the end of its log.
@@ -74,7 +82,7 @@ impl Sampler for LogClock {
         let after = join::clock(&mut conn, &peer).await?;
         self.conn = Some(conn);
         let quick = at <= after && after.since(at) <= SPAN;
-        Ok(quick.then_some(LogEnd { log, offset, at }))
+        Ok(quick.then_some(LogEnd { log, offset, at, span: after.since(at) }))
     }
 
     fn disconnect(&mut self) {
@@ -135,7 +143,10 @@ impl Timing {
             return;
         }
         // A server clock that steps back is held until it has caught up.
-        end.at = self.newest.map_or(end.at, |newest| newest.max(end.at));
+        if let Some(held) = self.newest.filter(|newest| *newest > end.at) {
+            end.span += held.since(end.at);
+            end.at = held;
+        }
         self.newest = Some(end.at);
         if self.waiting.len() >= WAITING_MAX {
             self.waiting.pop_front();
@@ -157,7 +168,7 @@ impl Timing {
             && is_before(&first.log, first.offset, log, end.saturating_add(1))
         {
             if first.log == log && first.offset >= start {
-                marks.push(Mark { offset: first.offset, at: first.at });
+                marks.push(Mark::within(first.offset, first.at, first.span));
             }
             self.waiting.pop_front();
         }
@@ -173,7 +184,7 @@ impl Timing {
             self.waiting.pop_front();
         }
         let end = self.waiting.front().filter(|end| here(end))?;
-        let (mark, now) = (Mark { offset, at: end.at }, Instant::now());
+        let (mark, now) = (Mark::within(offset, end.at, end.span), Instant::now());
         let due = self.alive.is_none_or(|(last, when)| {
             last.offset != offset || (last.at < mark.at && when + ALIVE_EVERY <= now)
         });
@@ -196,7 +207,7 @@ mod tests {
     use super::*;
 
     fn end(log: &str, offset: u64, at: i64) -> LogEnd {
-        LogEnd { log: log.into(), offset, at: Timestamp::from_micros(at) }
+        LogEnd { log: log.into(), offset, at: Timestamp::from_micros(at), span: Duration::ZERO }
     }
 
     fn timing(ends: &[LogEnd]) -> Timing {

@@ -5,6 +5,7 @@
 
 use super::client::ACL;
 use crate::clock::Timestamp;
+use crate::engine::sample::Timed;
 use crate::engine::{Endpoint, tls};
 use crate::error::{Class, Error, Result};
 use crate::record::Server;
@@ -31,6 +32,14 @@ pub(super) struct Sample {
     pub(super) at: Timestamp,
     /// Bytes of the replication stream that it had executed.
     pub(super) offset: u64,
+    /// How long it took to ask and to hear the answer.
+    pub(super) round_trip: Duration,
+}
+
+impl Timed for Sample {
+    fn at(&self) -> Timestamp {
+        self.at
+    }
 }
 
 /// What EXEC gives back of TIME and ROLE.
@@ -129,7 +138,9 @@ impl Control {
         // Not `Pipeline::atomic`: redis 1.8 panics if the server refuses the MULTI.
         let mut pipe = ::redis::pipe();
         pipe.cmd("MULTI").ignore().cmd("TIME").ignore().cmd("ROLE").ignore().cmd("EXEC");
+        let asked = Instant::now();
         let reply: Result<(TimeAndRole,), _> = pipe.query_async(&mut self.connection).await;
+        let round_trip = asked.elapsed();
         let (((secs, micros), role),) =
             reply.map_err(|e| failure(&self.address, "TIME, ROLE", e))?;
         // A master answers ["master", offset, replicas], a replica
@@ -143,9 +154,11 @@ impl Control {
         };
         let offset: Option<i64> =
             role.get(at).and_then(|v| FromRedisValue::from_redis_value_ref(v).ok());
-        Ok(offset
-            .and_then(|offset| u64::try_from(offset).ok())
-            .map(|offset| Sample { at: timestamp(secs, micros), offset }))
+        Ok(offset.and_then(|offset| u64::try_from(offset).ok()).map(|offset| Sample {
+            at: timestamp(secs, micros),
+            offset,
+            round_trip,
+        }))
     }
 
     /// How far the server's clock is ahead of this host's, in µs.

@@ -420,8 +420,8 @@ impl Stream {
     /// Keeps a sample for the chunk that its place is in.
     fn note(&mut self, sample: Sample) {
         // A server clock that steps back is held until it has caught up.
-        let at = self.newest.map_or(sample.at, |newest| newest.at.max(sample.at));
-        let mark = Mark { offset: sample.offset, at };
+        let mark = Mark::within(sample.offset, sample.at, sample.round_trip);
+        let mark = self.newest.map_or(mark, |newest| mark.held_to(newest.at));
         let late = mark.offset < self.chunk.start;
         if late || self.newest.is_some_and(|newest| newest.offset > mark.offset) {
             return;

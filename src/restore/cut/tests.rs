@@ -21,6 +21,9 @@ const FILES: [(&str, &str, &[u8]); 3] = [
 /// 2026-11-23T21:06:15Z.
 const T0: i64 = 1_795_467_975;
 
+/// How exact each mark is.
+const EXACT: Duration = Duration::from_micros(400);
+
 fn at(millis: i64) -> Timestamp {
     Timestamp::from_micros(T0 * 1_000_000 + millis * 1000)
 }
@@ -57,7 +60,7 @@ fn archive(marks: &[(usize, u64, i64)]) -> (tempfile::TempDir, Archive, Vec<Segm
         let out = archive.store().create(&open).unwrap();
         let mut writer = Writer::create(out, &header, 1).unwrap();
         let here = marks.iter().filter(|(file, ..)| *file == i);
-        let marks = here.map(|(_, offset, ms)| Mark { offset: *offset, at: at(*ms) }).collect();
+        let marks = here.map(|(_, offset, ms)| Mark::within(*offset, at(*ms), EXACT)).collect();
         writer
             .append(&Chunk {
                 start: 0,
@@ -98,7 +101,7 @@ fn cut(marks: &[(usize, u64, i64)], to: i64) -> (String, u64) {
     let (_dir, archive, segments) = archive(marks);
     let found = find(&archive, &baseline(&archive, 323), &segments, at(to)).unwrap();
     let (Cut::At(place), Some(open)) = found else { panic!("{found:?}") };
-    (place.to_string(), open)
+    (place.to_string(), u64::try_from(open.as_millis()).unwrap())
 }
 
 #[rstest]
@@ -148,4 +151,17 @@ fn a_log_with_commit_times_is_cut_by_the_engine() {
     baseline.server.version = "8.4.1".into();
     let found = find(&archive, &baseline, &segments, at(500)).unwrap();
     assert_eq!(found, (Cut::After(at(500)), None));
+}
+
+#[test]
+fn how_exact_the_clock_was_on_both_sides_is_a_part_of_what_is_known() {
+    let known = |marks: &[(usize, u64, i64)], to| {
+        let (_dir, archive, segments) = archive(marks);
+        find(&archive, &baseline(&archive, 323), &segments, at(to)).unwrap().1.unwrap()
+    };
+    let between = [(0, 1000, 1000), (0, 2000, 1300)];
+    assert_eq!(known(&between, 1100), Duration::from_millis(300) + 2 * EXACT);
+    // Nothing was written between the two: only the clock itself is inexact.
+    let idle = [(0, 1000, 1000), (0, 1000, 1300)];
+    assert_eq!(known(&idle, 1100), 2 * EXACT);
 }
