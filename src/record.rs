@@ -253,6 +253,9 @@ pub const LOG_HEAD_BYTES: usize = 1 << 20;
 /// The pieces end when the archive does; an error among them ends the replay with it.
 pub type OpenLog = Arc<dyn Fn() -> mpsc::Receiver<Result<Piece>> + Send + Sync>;
 
+/// Reads a baseline from its beginning; may be called again to read it again.
+pub type OpenBaseline = Arc<dyn Fn() -> Result<mpsc::Receiver<Result<Bytes>>> + Send + Sync>;
+
 /// Where a replay stops. Records are never cut.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Cut {

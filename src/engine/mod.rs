@@ -25,7 +25,9 @@ use crate::clock::Timestamp;
 use crate::error::Result;
 use crate::manifest::{BaselineMeta, EngineKind};
 use crate::position::Position;
-use crate::record::{Applied, BaselineTaken, Captured, Cut, OpenLog, Piece, Server, TimeSource};
+use crate::record::{
+    Applied, BaselineTaken, Captured, Cut, OpenBaseline, OpenLog, Piece, Server, TimeSource,
+};
 use bytes::Bytes;
 use std::fmt;
 use std::future::Future;
@@ -97,6 +99,26 @@ pub trait Target: Send + fmt::Debug {
     /// After [`Target::preflight`]: the way the log will be applied, where there is a choice.
     fn way(&self) -> Option<Way> {
         None
+    }
+
+    /// After [`Target::preflight`]: whether [`examine`](Self::examine) reads what it is given.
+    fn reads_ahead(&self) -> bool {
+        false
+    }
+
+    /// Reads what is going to be loaded and replayed, and says whether the target can take it.
+    /// Changes nothing.
+    ///
+    /// # Errors
+    /// Refused, if it cannot.
+    fn examine<'a>(
+        &'a mut self,
+        _baseline: &'a BaselineMeta,
+        _open: OpenBaseline,
+        _log: OpenLog,
+        _cut: &'a Cut,
+    ) -> Work<'a, ()> {
+        Box::pin(async { Ok(()) })
     }
 
     /// What it tells while [`load`](Self::load) goes on, if anything.

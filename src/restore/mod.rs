@@ -259,6 +259,12 @@ impl Plan {
             versions.push(server.version);
             targets.push(target);
         }
+        for (job, target) in self.jobs.iter().zip(&mut targets) {
+            let doing = || format!("restore {} into {}", job.options.name, job.target());
+            job.examine(target.as_mut(), &self.store, progress)
+                .await
+                .map_err(|error| error.context(doing()))?;
+        }
         let mut report = self.report();
         report.plan = false;
         for ((job, target), (done, version)) in
@@ -292,6 +298,27 @@ impl Job {
             Destination::Running(endpoint) => endpoint.to_string(),
             Destination::Folder(dir) => dir.display().to_string(),
         }
+    }
+
+    /// Lets the target look through what it is going to get, while it is still as it was.
+    async fn examine(
+        &self,
+        target: &mut dyn Target,
+        store: &Local,
+        progress: &Arc<Progress>,
+    ) -> Result<()> {
+        if !target.reads_ahead() {
+            return Ok(());
+        }
+        let name = &self.options.name;
+        progress.begin(format!("look through {name}"), self.baseline.bytes_raw);
+        let open = {
+            let (store, baseline) = (store.clone(), self.baseline.clone());
+            let progress = Arc::clone(progress);
+            Arc::new(move || feed::read_baseline(&store, &baseline, Arc::clone(&progress)))
+        };
+        let log = feed::read_log(store.clone(), self, Arc::clone(progress));
+        target.examine(&self.baseline, open, log, &self.cut).await
     }
 
     async fn run(

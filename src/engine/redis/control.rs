@@ -94,6 +94,27 @@ impl Control {
         result.map_err(|e| failure(&self.address, &words.join(" "), e))
     }
 
+    /// Sends a command that the server cannot but refuse, and gives what it says.
+    pub(super) async fn refusal(&mut self, words: &[&[u8]]) -> Result<String> {
+        let mut cmd = Cmd::new();
+        for word in words {
+            cmd.arg(*word);
+        }
+        let said: Result<::redis::Value, RedisError> = cmd.query_async(&mut self.connection).await;
+        match said {
+            Ok(answer) => Err(Error::bug(format!("{} did not refuse: {answer:?}", self.address))),
+            Err(error) if error.code().is_some() || error.kind() == ErrorKind::Extension => {
+                Ok(error.to_string())
+            }
+            Err(error) => Err(failure(&self.address, "asking", error)),
+        }
+    }
+
+    /// Where the server is.
+    pub(super) fn address(&self) -> &str {
+        &self.address
+    }
+
     /// The fields of one section of INFO.
     pub(super) async fn info(&mut self, section: &str) -> Result<HashMap<String, String>> {
         let text: String = self.ask(&["INFO", section]).await?;

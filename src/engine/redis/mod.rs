@@ -2,16 +2,18 @@
 //!
 //! - capture: [`RedisSource`] over `client` (replication connection), `tail`, `ack`, `clock`
 //!   (time index), `history` (why a stream did not go on), `baseline`, `locate`, `find` (places that people name);
-//! - restore: [`RedisServer`] and [`RedisFolder`] over `replay` (what of the stream is executed)
-//!   and `serve` (pitr as a master);
+//! - restore: [`RedisServer`] and [`RedisFolder`] over `replay` (what of the stream is executed),
+//!   `examine` (whether the target can take it), `walk` (an RDB file's outer form) and `serve`
+//!   (pitr as a master);
 //! - compare: `digest`;
 //! - shared: `resp` (the stream's form), `rdb` (a file's head and checksum), `version` (who can
 //!   read what), `control` (ordinary commands).
 //!
-//! **Invariant:** the stream's bytes pass through unchanged, and RDB files stay opaque: only a
-//! server of the right version reads keys.
+//! **Invariant:** what is archived is what the server sent, and only a server reads values: of an
+//! RDB file pitr reads the head, and where a restore needs it the outer form.
 
 pub mod digest;
+pub mod fuzz;
 mod version;
 mod rdb;
 mod resp;
@@ -25,6 +27,8 @@ mod tail;
 mod locate;
 mod find;
 mod replay;
+mod walk;
+mod examine;
 mod serve;
 mod target;
 mod folder;

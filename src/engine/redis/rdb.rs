@@ -183,7 +183,7 @@ impl Check {
 
 /// CRC-64/REDIS: polynomial 0xad93d23594c935a9, reflected, starting at zero, eight bytes a step.
 #[derive(Debug, Clone, Copy, Default)]
-struct Crc64(u64);
+pub(super) struct Crc64(u64);
 
 /// The polynomial, bits reversed.
 const POLYNOMIAL: u64 = 0xad93_d235_94c9_35a9_u64.reverse_bits();
@@ -217,7 +217,7 @@ const fn tables() -> [[u64; 256]; 8] {
 }
 
 impl Crc64 {
-    fn update(&mut self, bytes: &[u8]) {
+    pub(super) fn update(&mut self, bytes: &[u8]) {
         let mut crc = self.0;
         let (eights, rest) = bytes.as_chunks::<8>();
         for eight in eights {
@@ -233,7 +233,7 @@ impl Crc64 {
         self.0 = crc;
     }
 
-    fn value(self) -> u64 {
+    pub(super) fn value(self) -> u64 {
         self.0
     }
 }

@@ -9,6 +9,7 @@
 //! one piece of the archive.
 
 use super::client::encode;
+use super::examine::check_databases;
 use super::resp::{Kind, Scanner};
 use crate::error::{Error, Result};
 use crate::position::Position;
@@ -228,7 +229,7 @@ impl Replay {
             }
             self.begun = true;
             self.db_max = self.db_max.max(scanner.db());
-            check_database(scanner.db(), self.databases)?;
+            check_databases(scanner.db(), self.databases)?;
             step.bytes = encode(&[b"SELECT", scanner.db().to_string().as_bytes()]);
             step.whole = Some(step.bytes.len());
         }
@@ -253,7 +254,7 @@ impl Replay {
             if let Some(command) = command {
                 self.fate = Fate::Undecided;
                 if let Kind::Select(db) = command.kind {
-                    check_database(db, self.databases)?;
+                    check_databases(db, self.databases)?;
                     self.db_max = self.db_max.max(db);
                 }
                 if command.ends_record {
@@ -319,17 +320,6 @@ impl Replay {
 
 fn landing(log: &str, offset: u64) -> Landing {
     Landing { position: format!("{log}:{offset}"), at: None }
-}
-
-/// A SELECT that fails would send what follows into another database, so it must not happen.
-fn check_database(db: u32, databases: Option<u32>) -> Result<()> {
-    match databases {
-        Some(databases) if db >= databases => Err(Error::usage(format!(
-            "the stream uses database {db}, and the target has only {databases} databases"
-        ))
-        .hint(format!("start the target with `databases {}` in its configuration", db + 1))),
-        _ => Ok(()),
-    }
 }
 
 #[cfg(test)]

@@ -9,11 +9,11 @@
 use super::control::Control;
 use super::replay::Replay;
 use super::serve::{Master, Replica};
-use super::{rdb, version};
+use super::{examine, rdb, version};
 use crate::engine::{Endpoint, Needs, Target, TargetOptions, Work};
 use crate::error::{Class, Error, Result};
 use crate::manifest::BaselineMeta;
-use crate::record::{Applied, Cut, OpenLog, Server};
+use crate::record::{Applied, Cut, OpenBaseline, OpenLog, Server};
 use bytes::Bytes;
 use std::collections::HashMap;
 use std::time::Duration;
@@ -278,6 +278,34 @@ impl Target for RedisServer {
         })
     }
 
+    fn reads_ahead(&self) -> bool {
+        true
+    }
+
+    fn examine<'a>(
+        &'a mut self,
+        baseline: &'a BaselineMeta,
+        open: OpenBaseline,
+        log: OpenLog,
+        cut: &'a Cut,
+    ) -> Work<'a, ()> {
+        Box::pin(async move {
+            let State::Fit(fitness) = &self.state else {
+                return Err(Error::bug("examine without preflight"));
+            };
+            let found = examine::examine(baseline, &open, &log, cut).await?;
+            if let Err(unknown) = &found.baseline.survey {
+                tracing::warn!(
+                    target_server = %self.endpoint,
+                    "whether it has enough databases for the baseline is not known: {unknown}"
+                );
+            }
+            examine::check_databases(found.db_max, fitness.databases)?;
+            let mut control = Control::connect(&self.endpoint).await?;
+            examine::check_format(&mut control, found.baseline.fields.rdb_version).await
+        })
+    }
+
     fn load<'a>(
         &'a mut self,
         baseline: &'a BaselineMeta,
@@ -330,7 +358,6 @@ impl Target for RedisServer {
     }
 }
 
-/// Whether the fields of INFO replication are those of a master without replicas.
 /// Whether it is the replica of a pitr that has ended: it tells so by the id of what it was sent.
 fn is_half_restored(replication: &HashMap<String, String>) -> bool {
     let is = |key: &str, value: &str| replication.get(key).is_some_and(|found| found == value);
@@ -338,6 +365,7 @@ fn is_half_restored(replication: &HashMap<String, String>) -> bool {
     is("role", "slave") && is("master_link_status", "down") && sent
 }
 
+/// Whether the fields of INFO replication are those of a master without replicas.
 fn check_role(replication: &HashMap<String, String>) -> Result<(), String> {
     if replication.get("role").is_none_or(|role| role != "master") {
         return Err(

@@ -12,8 +12,8 @@ use pitr::error::Error;
 use pitr::manifest::{BaselineMeta, EngineKind, FORMAT};
 use pitr::position::Position;
 use pitr::record::{
-    Applied, BaselineTaken, CHUNK_BYTES, Captured, Chunk, Continuity, Cut, Mark, OpenLog, Piece,
-    Server,
+    Applied, BaselineTaken, CHUNK_BYTES, Captured, Chunk, Continuity, Cut, Mark, OpenBaseline,
+    OpenLog, Piece, Server,
 };
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -76,6 +76,23 @@ impl Kept {
             digest: String::new(),
         };
         (meta, bytes)
+    }
+
+    /// The first baseline, as the archive gives it back.
+    pub(super) fn open_baseline(&self) -> OpenBaseline {
+        let (_, bytes) = self.baseline();
+        Arc::new(move || {
+            let (sender, pieces) = mpsc::channel(2);
+            let bytes = bytes.clone();
+            tokio::spawn(async move {
+                for piece in bytes.chunks(100) {
+                    if sender.send(Ok(Bytes::copy_from_slice(piece))).await.is_err() {
+                        return;
+                    }
+                }
+            });
+            Ok(pieces)
+        })
     }
 
     /// The log since the last `Opened`, as the archive gives it back.
@@ -365,17 +382,9 @@ pub(super) async fn restore(
     cut: &Cut,
 ) -> Result<(Applied, String), Error> {
     target.preflight(&kept.needs()).await?;
-    let (meta, bytes) = kept.baseline();
-    let (sender, pieces) = mpsc::channel(2);
-    let feed = tokio::spawn(async move {
-        for piece in bytes.chunks(100) {
-            if sender.send(Ok(Bytes::copy_from_slice(piece))).await.is_err() {
-                return;
-            }
-        }
-    });
-    target.load(&meta, pieces).await?;
-    feed.await.unwrap();
+    let (meta, _) = kept.baseline();
+    target.examine(&meta, kept.open_baseline(), kept.open_log(), cut).await?;
+    target.load(&meta, kept.open_baseline()().unwrap()).await?;
     let applied = target.replay(&meta, kept.open_log(), cut).await?;
     let check = target.finish(&applied).await?;
     Ok((applied, check))

@@ -1,7 +1,8 @@
 //! A captured history comes back: into a running server, and into a folder that is started.
 
 use super::harness::{
-    Capture, Kept, Restored, SOON, Way, digest, folder, patient, restore, server_target, start_on,
+    Capture, Kept, Restored, SOON, Way, baseline, digest, folder, patient, restore, server_target,
+    start_on,
 };
 use crate::support::{RedisServer, eventually};
 use pitr::engine::digest::Digest;
@@ -300,15 +301,43 @@ async fn a_target_that_is_not_fit_is_refused_and_not_touched() {
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
 }
 
+/// Keys of database 1 in the log, and of database 5 in the baseline.
 #[tokio::test]
-async fn too_few_databases_fail_the_restore_instead_of_mixing_them() {
-    let (kept, ends) = small_history(10).await;
+async fn too_few_databases_are_noticed_before_the_target_changes() {
+    let (mut kept, ends) = small_history(10).await;
     let cut = Cut::At(Position::new(kept.start().log.clone(), ends[1]));
     let target = RedisServer::start(&["--databases", "1"]).await;
+    // What is left of an empty server would be gone after a full copy.
+    target.cmd::<()>(&["CONFIG", "RESETSTAT"]).await;
+    let untouched = async |what: &str, kept: &Kept| {
+        let error = restore(server_target(&target), kept, &cut).await.unwrap_err();
+        assert_eq!(error.class(), Class::Refused, "{error}");
+        assert!(error.to_string().contains(what), "{error}");
+        assert!(!target.log().contains("REPLICA OF"), "{}", target.log());
+    };
+    untouched("uses database 1, and the target has only 1 databases", &kept).await;
+    let full = RedisServer::start(&FAST).await;
+    full.cmd_in::<()>(5, &["SET", "a", "1"]).await;
+    let (mut taken, rdb) = baseline(&full).await;
+    taken.position = kept.baselines[0].0.position.clone();
+    kept.baselines[0] = (taken, Ok(rdb));
+    untouched("uses database 5, and the target has only 1 databases", &kept).await;
+}
+
+#[tokio::test]
+async fn a_baseline_of_a_newer_form_is_noticed_before_the_target_changes() {
+    let (mut kept, ends) = small_history(10).await;
+    let cut = Cut::At(Position::new(kept.start().log.clone(), ends[1]));
+    let rdb = kept.baselines[0].1.as_mut().unwrap();
+    rdb[..9].copy_from_slice(b"REDIS0099");
+    let trailer = rdb.len() - 8;
+    rdb[trailer..].fill(0);
+    let target = RedisServer::start(&[]).await;
     let error = restore(server_target(&target), &kept, &cut).await.unwrap_err();
-    assert!(error.to_string().contains("uses database 1"), "{error}");
-    let info: String = target.cmd(&["INFO", "replication"]).await;
-    assert!(info.contains("role:master"), "the target is let go: {info}");
+    assert_eq!(error.class(), Class::Refused, "{error}");
+    assert!(error.to_string().contains("RDB version 99"), "{error}");
+    assert!(!target.log().contains("REPLICA OF"), "{}", target.log());
+    assert_eq!(target.cmd::<u32>(&["DBSIZE"]).await, 0);
 }
 
 #[tokio::test]

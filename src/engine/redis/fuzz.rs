@@ -1,0 +1,17 @@
+//! The parsers as targets for a fuzzer: each takes arbitrary bytes, must not panic, and must hold
+//! what it promises. `fuzz/` holds the targets for cargo-fuzz.
+
+use super::walk::walk;
+
+/// An RDB file with eight bytes behind its magic number that say how far its expiries are moved.
+/// What was moved is walked over again, to the same end, and moves back.
+pub fn rdb(data: &[u8]) {
+    let Some((magic, rest)) = data.split_at_checked(9) else { return };
+    let Some((by, rest)) = rest.split_first_chunk() else { return };
+    let by = i64::from_le_bytes(*by);
+    let mut moved = vec![];
+    let Ok(survey) = walk(&[magic, rest].concat()[..], &mut moved, by) else { return };
+    let mut again = vec![];
+    assert_eq!(walk(&moved[..], &mut again, 0).ok(), Some(survey), "it is walked over again");
+    assert_eq!(again, moved, "and nothing moves");
+}
