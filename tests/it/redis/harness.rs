@@ -317,9 +317,19 @@ pub(super) struct Restored {
 impl Way {
     /// Restores up to `cut`, and starts the folder if it is one.
     pub(super) async fn restore(self, kept: &Kept, cut: &Cut) -> Result<Restored, Error> {
+        self.restore_into("redis-server", kept, cut).await
+    }
+
+    /// The same into the server of another program.
+    pub(super) async fn restore_into(
+        self,
+        program: &str,
+        kept: &Kept,
+        cut: &Cut,
+    ) -> Result<Restored, Error> {
         match self {
             Self::Server => {
-                let server = RedisServer::start(&[]).await;
+                let server = RedisServer::start_program(program, &[]).await;
                 let (applied, check) = restore(server_target(&server), kept, cut).await?;
                 Ok(Restored { server, applied, check, _dir: None })
             }
@@ -327,7 +337,7 @@ impl Way {
                 let dir = tempfile::tempdir().unwrap();
                 let data = dir.path().join("shop-redis");
                 let (applied, check) = restore(folder(&data), kept, cut).await?;
-                let server = start_on(&data).await;
+                let server = start_on(program, &data).await;
                 Ok(Restored { server, applied, check, _dir: Some(dir) })
             }
         }
@@ -335,7 +345,7 @@ impl Way {
 }
 
 /// Starts a server as the folder's `redis.conf` says, but on a port that is free.
-pub(super) async fn start_on(data: &Path) -> RedisServer {
+pub(super) async fn start_on(program: &str, data: &Path) -> RedisServer {
     let conf = std::fs::read_to_string(data.join("redis.conf")).unwrap();
     let mut args = vec![];
     for line in conf.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
@@ -345,7 +355,8 @@ pub(super) async fn start_on(data: &Path) -> RedisServer {
             args.push(value.trim_matches('"').to_owned());
         }
     }
-    let server = RedisServer::start(&args.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let server = RedisServer::start_program(program, &args).await;
     // It answers INFO while it loads.
     eventually("the server has loaded the folder", SOON, async || {
         let info: String = server.cmd(&["INFO", "persistence"]).await;

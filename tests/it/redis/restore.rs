@@ -127,8 +127,11 @@ async fn history(server: &RedisServer, capture: &Capture) -> Vec<(Position, Dige
 #[case::into_a_server(Way::Server)]
 #[case::into_a_folder(Way::Folder)]
 #[tokio::test]
-async fn every_instant_of_a_history_comes_back(#[case] way: Way) {
-    let source = RedisServer::start(&FAST).await;
+async fn every_instant_of_a_history_comes_back(
+    #[values("redis-server", "redis-server-8", "valkey-server")] program: &str,
+    #[case] way: Way,
+) {
+    let source = RedisServer::start_program(program, &FAST).await;
     source.cmd_in::<()>(2, &["SET", "in-the-baseline", "\u{0}"]).await;
     source.cmd_in::<()>(2, &["PEXPIREAT", "in-the-baseline", "33000000000777"]).await;
     let capture = Capture::start(&source, None);
@@ -136,7 +139,8 @@ async fn every_instant_of_a_history_comes_back(#[case] way: Way) {
     let noted = history(&source, &capture).await;
     let kept = capture.stop().await;
     for (i, (end, expected)) in noted.iter().enumerate() {
-        let restored = way.restore(&kept, &Cut::At(end.clone())).await.unwrap();
+        let cut = Cut::At(end.clone());
+        let restored = way.restore_into(program, &kept, &cut).await.unwrap();
         assert_eq!(expected.diff(&digest(&restored.server).await), [""; 0], "step {i}");
         let last = i + 1 == noted.len();
         assert_eq!(restored.applied.first_left_out.is_none(), last, "step {i}");
@@ -259,7 +263,7 @@ async fn a_long_log_becomes_files_that_each_select_their_database() {
     assert!(check.ends_with("redis-check-aof found it valid"), "{check}");
     let incr = |n: u32| data.join(format!("appendonlydir/appendonly.aof.{n}.incr.aof"));
     assert!(incr(2).is_file() && incr(3).is_file() && !incr(4).exists());
-    let server = start_on(&data).await;
+    let server = start_on("redis-server", &data).await;
     assert_eq!(server.cmd_in::<u32>(3, &["DBSIZE"]).await, 7);
     assert_eq!(digest(&source).await.diff(&digest(&server).await), [""; 0]);
 }

@@ -15,6 +15,7 @@ pub(crate) struct RedisServer {
     process: Option<Process>,
     /// Whether its folder holds a `redis.conf` to start with.
     has_conf: bool,
+    program: String,
     args: Vec<String>,
     port: u16,
     dir: TempDir,
@@ -23,18 +24,24 @@ pub(crate) struct RedisServer {
 impl RedisServer {
     /// Starts a server with further options, as in `&["--databases", "4"]`.
     pub(crate) async fn start(args: &[&str]) -> Self {
-        Self::start_in(None, args).await
+        Self::start_program("redis-server", args).await
+    }
+
+    /// The same of another server than that of `redis-server`: one of [`REDIS_SERVERS`].
+    pub(crate) async fn start_program(program: &str, args: &[&str]) -> Self {
+        Self::start_in(program, None, args).await
     }
 
     /// Starts a server on a copy of a folder with a `redis.conf`.
     pub(crate) async fn start_on(dir: &Path) -> Self {
-        Self::start_in(Some(dir), &[]).await
+        Self::start_in("redis-server", Some(dir), &[]).await
     }
 
-    async fn start_in(from: Option<&Path>, args: &[&str]) -> Self {
+    async fn start_in(program: &str, from: Option<&Path>, args: &[&str]) -> Self {
         let mut server = Self {
             process: None,
             has_conf: from.is_some(),
+            program: program.to_owned(),
             args: args.iter().map(|&arg| arg.to_owned()).collect(),
             port: process::free_port(),
             dir: tempfile::Builder::new().prefix("pitr-redis-").tempdir().unwrap(),
@@ -54,7 +61,7 @@ impl RedisServer {
 
     /// Starts the process and waits until it answers. False if its port was taken.
     async fn try_launch(&mut self) -> bool {
-        let mut command = Command::new(process::program("redis-server"));
+        let mut command = Command::new(process::program(&self.program));
         if self.has_conf {
             command.arg(self.dir.path().join("redis.conf"));
         }
@@ -72,7 +79,7 @@ impl RedisServer {
             if let Some(status) = process.ended() {
                 let log = process.log().split_off(log_before);
                 let taken = log.contains("Address already in use");
-                assert!(taken, "redis-server ended with {status}:\n{log}");
+                assert!(taken, "{} ended with {status}:\n{log}", self.program);
                 return Some(false);
             }
             let client = Client::open(url.as_str()).unwrap();
@@ -83,6 +90,11 @@ impl RedisServer {
             Some(info.contains(&format!("process_id:{}\r\n", process.pid())))
         })
         .await
+    }
+
+    /// The program that it runs.
+    pub(crate) fn program(&self) -> &str {
+        &self.program
     }
 
     pub(crate) fn port(&self) -> u16 {
