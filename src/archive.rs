@@ -3,6 +3,7 @@
 //! The catalog knows sealed segments. What a running daemon writes, or a crash left, is an open
 //! segment: it is read block by block. Both together are the history that a restore plans with.
 
+mod marks;
 mod protection;
 
 pub use protection::Lapse;

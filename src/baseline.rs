@@ -11,7 +11,7 @@ use crate::engine::{Located, Source};
 use crate::error::{Class, Context, Error, Result};
 use crate::manifest::{BaselineMeta, EngineKind, FORMAT, names};
 use crate::position::Position;
-use crate::record::{BaselineTaken, Piece};
+use crate::record::{BaselineTaken, Piece, Server};
 use crate::store::Local;
 use bytes::Bytes;
 use std::fs::File;
@@ -185,10 +185,10 @@ pub async fn take(
             },
         }
     };
-    let located = settle(engine, root, label, &taken, &mut durable).await;
+    let located = settle(engine, root, label, (&taken.position, &taken.server), &mut durable).await;
     let proved = match located {
         Ok((timeline, located)) => {
-            prove(&taken, before, timeline, &reached).await.map(|()| located)
+            prove(taken.at, before, timeline, &reached).await.map(|()| located)
         }
         Err(error) => Err(error),
     };
@@ -238,11 +238,14 @@ pub struct Reached {
     pub known_until: Option<Timestamp>,
 }
 
-/// Waits until the timeline that was current when the copy began is proved to go on to the
-/// instant of the copy. Without that, a copy of a source that was reset meanwhile could have the
-/// file name and offset of a place in the history before.
-async fn prove(
-    taken: &BaselineTaken,
+/// Waits until the timeline that was current `before` a place was read is proved to go on to the
+/// instant `at` of the reading. Without that, a place in a source that was reset meanwhile could
+/// have the file name and offset of one in the history before.
+///
+/// # Errors
+/// Unavailable, if it does not.
+pub async fn prove(
+    at: Timestamp,
     before: u32,
     found_in: u32,
     reached: &impl Fn() -> Reached,
@@ -251,31 +254,33 @@ async fn prove(
     loop {
         let now = reached();
         if found_in != before || now.timeline != before {
-            return Err(Error::unavailable(
-                "the history of the source broke off while the copy was made",
-            )
-            .hint("the daemon takes another one by itself"));
+            return Err(Error::unavailable("the history of the source broke off meanwhile")
+                .hint("try again; the daemon takes a baseline that is due by itself"));
         }
-        if now.known_until.is_some_and(|until| until >= taken.at) {
+        if now.known_until.is_some_and(|until| until >= at) {
             return Ok(());
         }
         if tokio::time::Instant::now() >= deadline {
-            return Err(Error::unavailable(format!("the stream did not reach {}", taken.at))
+            return Err(Error::unavailable(format!("the stream did not reach {at}"))
                 .hint("`pitr windows` shows whether the source is streaming"));
         }
         tokio::time::sleep(PROOF_LOOK).await;
     }
 }
 
-/// Waits until the capture has passed the place of the copy, and finds out what stands there.
-async fn settle(
+/// Waits until the capture has passed a place that was read from a server, and finds out in which
+/// timeline it is and what stands there.
+///
+/// # Errors
+/// Unavailable, if the capture does not get there, or is of another server. Corrupt, if the place
+/// lies within a record.
+pub async fn settle(
     engine: &dyn Source,
     root: &Path,
     label: &Label,
-    taken: &BaselineTaken,
+    (place, server): (&Position, &Server),
     durable: &mut watch::Receiver<Option<Position>>,
 ) -> Result<(u32, Located)> {
-    let place = &taken.position;
     let deadline = tokio::time::Instant::now() + CATCH_UP_TIMEOUT;
     loop {
         // Looking into the archive is worth it only once the place can be there.
@@ -285,11 +290,11 @@ async fn settle(
             .is_none_or(|now| now.log == place.log && now.offset < place.offset);
         if !is_behind && let Some(reader) = find(root, &label.source, place)? {
             let header = reader.meta().header.clone();
-            if header.server.identity != taken.server.identity {
+            if header.server.identity != server.identity {
                 return Err(Error::unavailable(
-                    "the copy was made of another server than the one that is streamed",
+                    "it was read from another server than the one that is streamed",
                 )
-                .hint("the daemon takes another one by itself"));
+                .hint("try again; the daemon takes a baseline that is due by itself"));
             }
             let pieces = stream(Local::new(root), reader, place.offset);
             let located = engine.locate(header.start, pieces, place.offset).await?;
@@ -381,7 +386,6 @@ impl Write for Hashed {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::Server;
     use rstest::rstest;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -398,19 +402,13 @@ mod tests {
         #[case] seen: &[(u32, Option<i64>)],
         #[case] filed: bool,
     ) {
-        let taken = BaselineTaken {
-            position: Position::new("binlog.000001", 157),
-            at: Timestamp::from_secs(100),
-            server: Server::default(),
-            kind: "sql",
-        };
         let looks = AtomicUsize::new(0);
         let now = || {
             let look = looks.fetch_add(1, Ordering::Relaxed).min(seen.len() - 1);
             let (timeline, known_until) = seen[look];
             Reached { timeline, known_until: known_until.map(Timestamp::from_secs) }
         };
-        let proved = prove(&taken, 1, found_in, &now).await;
+        let proved = prove(Timestamp::from_secs(100), 1, found_in, &now).await;
         assert_eq!(proved.is_ok(), filed, "{proved:?}");
         if filed {
             assert_eq!(looks.into_inner(), seen.len(), "it waited until then, and no longer");

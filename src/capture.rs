@@ -17,7 +17,7 @@ mod recover;
 mod strange;
 
 use crate::archive::Archive;
-use crate::baseline::{Label, Stored};
+use crate::baseline::{Label, Reached, Stored};
 use crate::clock::Timestamp;
 use crate::durable;
 use crate::error::{Context, Error, Result};
@@ -101,6 +101,11 @@ impl Shared {
     /// Nothing committed until then is missing on disk.
     pub fn known_until(&self) -> Option<Timestamp> {
         instant(&self.known_until)
+    }
+
+    /// How far the capture has come.
+    pub fn reached(&self) -> Reached {
+        Reached { timeline: self.timeline(), known_until: self.known_until() }
     }
 
     /// Nothing committed until then is missing on disk, and the files themselves show it.

@@ -5,6 +5,7 @@
 
 mod progress;
 mod log;
+mod mark;
 mod restore;
 
 use crate::archive::Archive;
@@ -63,6 +64,8 @@ enum Command {
         #[arg(long, value_name = "NAME")]
         source: Vec<String>,
     },
+    /// Name this instant, to restore to exactly it later (through the running daemon)
+    Mark(mark::MarkArgs),
     /// Say what can be restored: windows, gaps, lag
     Windows,
     /// Put sources back to one instant
@@ -188,6 +191,7 @@ fn run(cli: Cli) -> Result<()> {
         Command::Init => init(&config, cli.json),
         Command::Run => runtime()?.block_on(daemon::run(config, until_stopped())),
         Command::Baseline { source } => take_baselines(config, &source, cli.json),
+        Command::Mark(args) => mark::mark(&config, &args, cli.json),
         Command::Windows => {
             let report = windows::windows(&config)?;
             show(&report, cli.json, || report.text(config.zone))

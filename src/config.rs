@@ -7,7 +7,7 @@ use crate::capture::Sealing;
 use crate::clock::{Tz, host_zone};
 use crate::engine::{Endpoint, Secret, SourceOptions, TlsMode, TlsOptions};
 use crate::error::{Class, Context, Error, Result};
-use crate::manifest::EngineKind;
+use crate::manifest::{EngineKind, names};
 use chrono::NaiveTime;
 use serde::Deserialize;
 use std::os::unix::fs::PermissionsExt;
@@ -297,12 +297,7 @@ fn password(table: &SourceTable) -> Result<Option<Secret>> {
 
 /// A source's name is a folder of the archive and a part of object names.
 fn check_name(name: &str) -> Result<()> {
-    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    let is_good = !name.is_empty()
-        && name.len() <= 64
-        && name.chars().all(allowed)
-        && !name.starts_with(['.', '-']);
-    if is_good {
+    if names::is_usable(name) && name != names::MARKS {
         return Ok(());
     }
     Err(Error::usage("the name is not usable as a folder name")

@@ -7,14 +7,15 @@
 //! Commands reach the daemon as JSON lines through a socket in the archive's folder.
 
 use crate::archive::{Archive, read_meta};
-use crate::baseline::{self, Label, Reached};
+use crate::baseline::{self, Label};
 use crate::capture::{CHUNKS_IN_FLIGHT, Capture, Shared};
 use crate::clock::Timestamp;
 use crate::config::Config;
 use crate::durable::Lock;
 use crate::engine::{Source, SourceOptions, open_source};
 use crate::error::{Class, Context, Error, Result};
-use crate::manifest::{BaselineMeta, names};
+use crate::manifest::{BaselineMeta, NamedMark, names};
+use crate::mark;
 use crate::position::Position;
 use crate::schedule;
 use serde::{Deserialize, Serialize};
@@ -100,6 +101,7 @@ pub struct SourceStatus {
 enum Request {
     Status,
     Baseline { source: String },
+    Mark { name: String, barrier: bool, sources: Vec<String> },
     Cover { at: Timestamp, sources: Vec<String>, wait_ms: u64 },
 }
 
@@ -108,6 +110,7 @@ enum Request {
 enum Reply {
     Status(Vec<SourceStatus>),
     Baseline(Box<BaselineMeta>),
+    Mark(Box<NamedMark>),
     Covered(bool),
     Failed { exit: u8, message: String, hint: Option<String> },
 }
@@ -116,6 +119,8 @@ enum Reply {
 #[derive(Debug)]
 struct Station {
     options: SourceOptions,
+    /// Folder of the archive.
+    root: PathBuf,
     label: Label,
     engine: Box<dyn Source>,
     shared: Arc<Shared>,
@@ -273,6 +278,7 @@ async fn run_while<T>(
         let station = Arc::new(Station {
             engine: open_source(options.clone()),
             options,
+            root: root.clone(),
             label,
             shared: Arc::new(Shared::new()),
             trouble: Mutex::default(),
@@ -459,10 +465,7 @@ async fn keep_baselines(
             &config.archive,
             &station.label,
             station.durable.subscribe(),
-            || Reached {
-                timeline: station.shared.timeline(),
-                known_until: station.shared.known_until(),
-            },
+            || station.shared.reached(),
         );
         let taken = tokio::select! {
             taken = taking => taken,
@@ -590,19 +593,40 @@ async fn answer(mut stream: UnixStream, stations: &[Arc<Station>]) -> std::io::R
     write.write_all(&json).await
 }
 
+/// The station of a source, if it streams.
+fn streaming<'a>(stations: &'a [Arc<Station>], source: &str) -> Result<&'a Arc<Station>> {
+    let station = stations.iter().find(|s| s.options.name == source).ok_or_else(|| {
+        Error::usage(format!("the running daemon has no source {source:?}"))
+            .hint("restart it, if the configuration was changed")
+    })?;
+    if station.shared.is_streaming() {
+        return Ok(station);
+    }
+    Err(Error::unavailable(format!("{source} is not streaming")).hint("`pitr windows` shows why"))
+}
+
 async fn carry_out(request: Request, stations: &[Arc<Station>]) -> Result<Reply> {
     match request {
         Request::Status => Ok(Reply::Status(stations.iter().map(|s| s.status()).collect())),
         Request::Baseline { source } => {
-            let station = stations.iter().find(|s| s.options.name == source).ok_or_else(|| {
-                Error::usage(format!("the running daemon has no source {source:?}"))
-                    .hint("restart it, if the configuration was changed")
-            })?;
-            if !station.shared.is_streaming() {
-                return Err(Error::unavailable(format!("{source} is not streaming"))
-                    .hint("`pitr windows` shows why"));
-            }
+            let station = streaming(stations, &source)?;
             Ok(Reply::Baseline(Box::new(station.take_baseline().await?)))
+        }
+        Request::Mark { name, barrier, sources } => {
+            let marked: Vec<_> =
+                sources.iter().map(|name| streaming(stations, name)).collect::<Result<_>>()?;
+            let Some(root) = marked.first().map(|station| station.root.clone()) else {
+                return Err(Error::usage("a mark of no source"));
+            };
+            let streamed = marked.iter().map(|station| mark::Streamed {
+                engine: station.engine.as_ref(),
+                label: &station.label,
+                durable: station.durable.subscribe(),
+                shared: &station.shared,
+            });
+            let made = mark::mark(&root, &name, barrier, streamed.collect()).await?;
+            tracing::info!("mark {name} of {}", sources.join(", "));
+            Ok(Reply::Mark(Box::new(made)))
         }
         Request::Cover { at, sources, wait_ms } => {
             let wanted: Vec<&Arc<Station>> =
@@ -649,6 +673,17 @@ pub fn ask_baseline(root: &Path, source: &str) -> Option<Result<BaselineMeta>> {
         Ok(_) => Some(Err(Error::bug("the daemon answered something else"))),
         Err(error) if error.class() == Class::Busy => None,
         Err(error) => Some(Err(error)),
+    }
+}
+
+/// Has the running daemon name this instant; returns when everything before it is archived.
+///
+/// # Errors
+/// Busy, if no daemon runs; whatever the daemon says otherwise.
+pub fn ask_mark(root: &Path, name: &str, barrier: bool, sources: Vec<String>) -> Result<NamedMark> {
+    match ask(root, &Request::Mark { name: name.to_owned(), barrier, sources }, None)? {
+        Reply::Mark(mark) => Ok(*mark),
+        _ => Err(Error::bug("the daemon answered something else")),
     }
 }
 

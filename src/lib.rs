@@ -29,6 +29,7 @@ pub mod archive;
 // One verb, one file.
 pub mod baseline;
 pub mod capture;
+pub mod mark;
 pub mod restore;
 pub mod export;
 

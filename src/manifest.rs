@@ -8,6 +8,7 @@ use crate::clock::Timestamp;
 use crate::error::{Class, Context, Error, Result};
 use crate::position::Position;
 use crate::record::{Landmark, Server, TimeSource};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 /// The version of the archive's layout and of the segment format that this program writes.
@@ -281,21 +282,39 @@ pub struct BaselineMeta {
     pub digest: String,
 }
 
-/// A baseline's JSON as it stands on disk. A position that changed by one digit would lead a
+/// A small object's JSON as it stands on disk. A position that changed by one digit would lead a
 /// restore astray, so the content carries its own digest.
 #[derive(Serialize, Deserialize)]
-struct SealedBaseline<T> {
+struct Sealed<T> {
     #[serde(flatten)]
-    meta: T,
-    /// BLAKE3 digest (hex) of the other keys, as compact JSON in the order of [`BaselineMeta`].
+    content: T,
+    /// BLAKE3 digest (hex) of the other keys, as compact JSON in the order of the value.
     seal: String,
+}
+
+fn seal<T: Serialize>(content: &T) -> Result<String> {
+    let json = serde_json::to_vec(content).class(Class::Bug, || "write JSON".into())?;
+    Ok(blake3::hash(&json).to_hex().to_string())
+}
+
+fn encode_sealed<T: Serialize>(content: &T) -> Result<Vec<u8>> {
+    serde_json::to_vec_pretty(&Sealed { seal: seal(content)?, content })
+        .class(Class::Bug, || "write JSON".into())
+}
+
+fn decode_sealed<T: Serialize + DeserializeOwned>(json: &[u8], what: &str) -> Result<T> {
+    let sealed: Sealed<T> =
+        serde_json::from_slice(json).corrupt(|| format!("it is no {what}'s JSON"))?;
+    if seal(&sealed.content)? != sealed.seal {
+        return Err(Error::corrupt("its content does not match its seal"));
+    }
+    Ok(sealed.content)
 }
 
 impl BaselineMeta {
     /// The JSON that is stored beside the baseline's file.
     pub fn encode(&self) -> Result<Vec<u8>> {
-        serde_json::to_vec_pretty(&SealedBaseline { meta: self, seal: self.seal()? })
-            .class(Class::Bug, || "write a baseline's JSON".into())
+        encode_sealed(self)
     }
 
     /// Reads what [`Self::encode`] wrote.
@@ -303,18 +322,58 @@ impl BaselineMeta {
     /// # Errors
     /// Corrupt, if it is no such JSON, or its content does not match its seal.
     pub fn decode(json: &[u8]) -> Result<Self> {
-        let sealed: SealedBaseline<Self> =
-            serde_json::from_slice(json).corrupt(|| "it is no baseline's JSON".into())?;
-        if sealed.meta.seal()? != sealed.seal {
-            return Err(Error::corrupt("its content does not match its seal"));
-        }
-        Ok(sealed.meta)
+        decode_sealed(json, "baseline")
+    }
+}
+
+/// An instant that somebody named, with the place in each source's log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NamedMark {
+    /// [`FORMAT`].
+    pub format: u32,
+    /// Id of the archive.
+    pub archive: String,
+    /// Its name.
+    pub name: String,
+    /// When it was made, by pitr's clock.
+    pub at: Timestamp,
+    /// For how long writes were held, in µs, the longest of all sources; `None` if they were not.
+    /// The places of a mark for which they were are those of one moment.
+    pub held_us: Option<u64>,
+    /// The places, one for each source.
+    pub sources: Vec<MarkedSource>,
+}
+
+/// The place of a [`NamedMark`] in one source's log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MarkedSource {
+    /// Name of the source.
+    pub name: String,
+    /// Kind of the source.
+    pub engine: EngineKind,
+    /// Timeline that the place is in.
+    pub timeline: u32,
+    /// Everything before this place is in.
+    pub position: Position,
+    /// The source's clock when the place was read.
+    pub at: Timestamp,
+    /// Whether the log itself has the name directly behind the place.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub published: bool,
+}
+
+impl NamedMark {
+    /// The JSON that is stored.
+    pub fn encode(&self) -> Result<Vec<u8>> {
+        encode_sealed(self)
     }
 
-    fn seal(&self) -> Result<String> {
-        let json =
-            serde_json::to_vec(self).class(Class::Bug, || "write a baseline's JSON".into())?;
-        Ok(blake3::hash(&json).to_hex().to_string())
+    /// Reads what [`Self::encode`] wrote.
+    ///
+    /// # Errors
+    /// Corrupt, if it is no such JSON, or its content does not match its seal.
+    pub fn decode(json: &[u8]) -> Result<Self> {
+        decode_sealed(json, "mark")
     }
 }
 
@@ -385,6 +444,24 @@ pub mod names {
     /// What is known of events of an unknown type in a timeline.
     pub fn strange_event(source: &str, timeline: u32, event: u8) -> String {
         format!("{source}/t{timeline:04}/event-{event:03}.json")
+    }
+
+    /// The folder of named marks, which no source may be named after.
+    pub const MARKS: &str = "marks";
+
+    /// A named mark.
+    pub fn named_mark(name: &str) -> String {
+        format!("{MARKS}/{name}.json")
+    }
+
+    /// Whether a name that somebody chose can be a part of an object's name: letters, digits, `-`,
+    /// `_` and `.`, at most 64 of them.
+    pub fn is_usable(name: &str) -> bool {
+        let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        !name.is_empty()
+            && name.len() <= 64
+            && name.chars().all(allowed)
+            && !name.starts_with(['.', '-'])
     }
 
     /// Whether a name is one that [`strange_event`] gives.

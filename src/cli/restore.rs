@@ -30,12 +30,13 @@ Examples:
   pitr restore --source shop-mysql --to-position binlog.000007:4711
   pitr restore --source shop-mysql --before 3e11fa47-71ca-11e1-9e33-c80aa9429562:23
   pitr restore --source shop-mysql --before landmark:1.42.3
+  pitr restore --to mark:before-deploy
 
 The last record committed at or before the instant is in; at a place, everything before it. Records
 are never cut: a place within one is refused, and both its ends are named. Nothing is restored into a server or
 folder that is not empty.")]
 pub(super) struct RestoreArgs {
-    /// RFC 3339, civil time (with --tz), 'latest', or '10 minutes ago'
+    /// RFC 3339, civil time (with --tz), 'latest', '10 minutes ago', or 'mark:NAME'
     #[arg(long, value_name = "T")]
     to: Option<String>,
     /// A place in the log of one --source: FILE:OFFSET, a GTID (that transaction is in), a set of
@@ -173,6 +174,9 @@ fn goal(
     let to = match (&args.to, &args.to_position, &args.before) {
         (_, Some(text), _) => return Ok(place(text, false)),
         (_, _, Some(text)) => return Ok(place(text, true)),
+        (Some(to), ..) if to.starts_with("mark:") => {
+            return Ok(Goal::Mark(to.trim_start_matches("mark:").to_owned()));
+        }
         (Some(to), ..) => to,
         _ => return Err(Error::usage("restore to when?").hint("name an instant with --to")),
     };

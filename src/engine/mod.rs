@@ -65,6 +65,19 @@ pub trait Source: Send + Sync + fmt::Debug {
     /// another one that looks the same from outside.
     fn recall(&self, _server: &Server, _last: Option<(Position, Bytes)>) {}
 
+    /// Reads where the log ends now. Leaves `name` there in the log itself, if the engine can do
+    /// that without changing data, and the account may.
+    ///
+    /// # Errors
+    /// Unavailable, if the source does not say it.
+    fn place<'a>(&'a self, name: &'a str) -> Work<'a, Placed>;
+
+    /// Makes ready to hold the source's writes for a moment. Holds nothing yet.
+    ///
+    /// # Errors
+    /// Unavailable, if the source cannot be reached; refused, if it takes its writes from another.
+    fn hold(&self) -> Work<'_, Box<dyn Hold>>;
+
     /// Walks an archived stream, which begins at `from`, up to the byte at `offset` of the log
     /// `from.log`, and says what stands there.
     ///
@@ -76,6 +89,38 @@ pub trait Source: Send + Sync + fmt::Debug {
         pieces: mpsc::Receiver<Result<Piece>>,
         offset: u64,
     ) -> Work<'_, Located>;
+}
+
+/// The end of a source's log at a moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Placed {
+    /// The place. `gtids` and `db` are left empty: they are derived from the archive's own stream.
+    pub position: Position,
+    /// The source's clock: everything committed until then lies before the place.
+    pub at: Timestamp,
+    /// The server that said it.
+    pub server: Server,
+    /// Whether the log carries a name directly behind the place.
+    pub published: bool,
+}
+
+/// Holds the writes of a source, from [`take`](Self::take) until it is released or dropped. A
+/// process that dies holds nothing any more.
+pub trait Hold: Send + fmt::Debug {
+    /// Holds writes, at most for `most`: the server itself then lets go.
+    ///
+    /// # Errors
+    /// Unavailable, if that could not be done in this time; usage, if the account may not.
+    fn take(&mut self, most: Duration) -> Work<'_, ()>;
+
+    /// Where the log ends meanwhile.
+    fn place(&mut self) -> Work<'_, Placed>;
+
+    /// Lets writers go on, and says for how long they had to wait.
+    ///
+    /// # Errors
+    /// Unavailable, if writes were not held all the time.
+    fn release(self: Box<Self>) -> Work<'static, Duration>;
 }
 
 /// What [`Source::locate`] found.

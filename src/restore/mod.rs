@@ -75,6 +75,8 @@ pub enum Goal {
         /// Whether the record itself is left out.
         before: bool,
     },
+    /// An instant that somebody named: each source at exactly its place.
+    Mark(String),
 }
 
 impl fmt::Display for Goal {
@@ -83,6 +85,7 @@ impl fmt::Display for Goal {
             Self::Instant(at) => write!(f, "to {at}"),
             Self::Place { text, before: false } => write!(f, "to {text}"),
             Self::Place { text, before: true } => write!(f, "to before {text}"),
+            Self::Mark(name) => write!(f, "to mark:{name}"),
         }
     }
 }
@@ -201,6 +204,7 @@ impl Plan {
             position: match &self.goal {
                 Goal::Instant(_) => None,
                 Goal::Place { text, .. } => Some(text.clone()),
+                Goal::Mark(name) => Some(format!("mark:{name}")),
             },
             before: matches!(self.goal, Goal::Place { before: true, .. }),
             plan: true,

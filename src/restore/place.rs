@@ -14,7 +14,7 @@ use crate::engine::SourceOptions;
 use crate::engine::mysql;
 use crate::engine::place::{Found, Place, find as walk};
 use crate::error::{Error, Result};
-use crate::manifest::{BaselineMeta, PlacedLandmark, SegmentMeta};
+use crate::manifest::{BaselineMeta, NamedMark, PlacedLandmark, SegmentMeta};
 use crate::plan::{self, History};
 use crate::position::Position;
 use crate::record::{Landing, Piece};
@@ -46,6 +46,8 @@ pub(super) struct Search<'a> {
     pub(super) text: &'a str,
     /// Whether the record itself is to be left out.
     pub(super) before: bool,
+    /// The mark that is meant, if one is.
+    pub(super) mark: Option<&'a NamedMark>,
 }
 
 impl Search<'_> {
@@ -56,6 +58,9 @@ impl Search<'_> {
     /// Usage, if it is no place of such a source. Gap, with the nearest places, if the archive
     /// does not have it or it lies within a record.
     pub(super) fn spot(&self) -> Result<Spot> {
+        if let Some(mark) = self.mark {
+            return self.marked(mark);
+        }
         if self.text.starts_with("landmark:") {
             return self.landmark();
         }
@@ -84,6 +89,24 @@ impl Search<'_> {
             .rev()
             .find_map(|baseline| at_baseline(baseline, &place).transpose())
             .unwrap_or_else(|| Err(self.not_there(&place)))
+    }
+
+    /// The place of this source in a mark: of one timeline, whatever has the same name elsewhere.
+    fn marked(&self, mark: &NamedMark) -> Result<Spot> {
+        let name = &self.source.name;
+        let Some(marked) = mark.sources.iter().find(|marked| marked.name == *name) else {
+            let has: Vec<_> = mark.sources.iter().map(|s| format!("--source {}", s.name)).collect();
+            return Err(Error::gap(format!("{name} was not captured when the mark was made"))
+                .hint(format!("the mark has {}", has.join(" "))));
+        };
+        let (timeline, at) = (marked.timeline, &marked.position);
+        let place = Place::Offset { log: at.log.clone(), offset: at.offset };
+        let mut spot = match self.archive.segment_holding(name, timeline, at)? {
+            Some(segment) => self.in_segment(&segment, &place)?,
+            None => return Err(self.not_there(&place)),
+        };
+        spot.at = Some(marked.at);
+        Ok(spot)
     }
 
     /// A landmark is a record, and what is wanted is what was before it.

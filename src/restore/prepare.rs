@@ -49,10 +49,23 @@ pub fn prepare(options: &Options) -> Result<Plan> {
                 return Err(Error::usage("a place is one in the log of one source")
                     .hint("name it with --source"));
             };
-            let search = Search { archive: &archive, source, history, text, before: *before };
+            let (archive, mark) = (&archive, None);
+            let search = Search { archive, source, history, text, before: *before, mark };
             let doing = || format!("restore {} {}", source.name, options.to);
             let (to, way) = to_place(&search).map_err(|error| error.context(doing()))?;
             (to, vec![way])
+        }
+        Goal::Mark(name) => {
+            let mark = archive.named_mark(name)?;
+            let text = format!("mark:{name}");
+            let way = |(source, history): (&SourceOptions, _)| {
+                let (archive, text, mark) = (&archive, text.as_str(), Some(&mark));
+                let search = Search { archive, source, history, text, before: false, mark };
+                let doing = || format!("restore {} {}", source.name, options.to);
+                Ok::<_, Error>(to_place(&search).map_err(|error| error.context(doing()))?.1)
+            };
+            let ways = options.sources.iter().zip(&histories).map(way).collect::<Result<_>>()?;
+            (mark.at, ways)
         }
     };
     // Servers that are started on it change their working folder first.

@@ -34,6 +34,7 @@ mod load;
 mod login;
 mod mariadb_restore;
 mod mariadb_whole;
+mod marks;
 mod mysql_capture;
 mod mysql_restore;
 mod redis;

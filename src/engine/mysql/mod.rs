@@ -15,6 +15,7 @@ mod executed;
 mod flavor;
 mod find;
 mod gtid;
+mod hold;
 mod landmark;
 mod join;
 mod locate;

@@ -24,8 +24,8 @@ use super::pump::{FileId, Pump, Stop};
 use super::semisync::Acks;
 use super::servers::{self, Choice, Seen};
 use super::timing::Timing;
-use super::{baseline, locate, sql};
-use crate::engine::{Endpoint, Located, Source, SourceOptions, Work};
+use super::{baseline, hold, locate, sql};
+use crate::engine::{Endpoint, Hold, Located, Placed, Source, SourceOptions, Work};
 use crate::error::{Error, Result};
 use crate::position::Position;
 use crate::record::{BaselineTaken, Captured, Piece, Server};
@@ -363,6 +363,18 @@ impl Source for MysqlSource {
             let endpoint = self.endpoint(self.current().index).clone();
             baseline::take(&SourceOptions { endpoint, ..self.options.clone() }, out).await
         })
+    }
+
+    fn place<'a>(&'a self, _name: &'a str) -> Work<'a, Placed> {
+        Box::pin(async {
+            let endpoint = self.endpoint(self.current().index).clone();
+            hold::place(&endpoint).await
+        })
+    }
+
+    fn hold(&self) -> Work<'_, Box<dyn Hold>> {
+        let endpoint = self.endpoint(self.current().index).clone();
+        Box::pin(hold::Locked::prepare(endpoint))
     }
 
     fn locate(

@@ -6,8 +6,9 @@
 use super::client::ACL;
 use crate::clock::Timestamp;
 use crate::engine::sample::Timed;
-use crate::engine::{Endpoint, tls};
+use crate::engine::{Endpoint, Placed, tls};
 use crate::error::{Class, Error, Result};
+use crate::position::Position;
 use crate::record::Server;
 use ::redis::aio::MultiplexedConnection;
 use ::redis::{
@@ -118,13 +119,16 @@ impl Control {
     /// The fields of one section of INFO.
     pub(super) async fn info(&mut self, section: &str) -> Result<HashMap<String, String>> {
         let text: String = self.ask(&["INFO", section]).await?;
-        let fields = text.lines().filter_map(|line| line.split_once(':'));
-        Ok(fields.map(|(key, value)| (key.to_owned(), value.trim().to_owned())).collect())
+        Ok(fields(&text))
     }
 
     /// Which server this is.
     pub(super) async fn server(&mut self) -> Result<Server> {
-        let mut info = self.info("server").await?;
+        let info = self.info("server").await?;
+        self.server_of(info)
+    }
+
+    fn server_of(&self, mut info: HashMap<String, String>) -> Result<Server> {
         let version = match (info.remove("valkey_version"), info.remove("redis_version")) {
             (Some(valkey), _) => format!("{valkey}-valkey"),
             (None, Some(redis)) => redis,
@@ -182,6 +186,46 @@ impl Control {
         }))
     }
 
+    /// Where the stream ends, and the server's clock, at one moment. `publish` is a channel and
+    /// what is published there directly behind the place.
+    ///
+    /// # Errors
+    /// Usage, if the account may not do it. Unavailable, if the server does not answer, or is a
+    /// replica without its master.
+    pub(super) async fn place(&mut self, publish: Option<(&str, &str)>) -> Result<Placed> {
+        let mut pipe = ::redis::pipe();
+        pipe.cmd("MULTI").ignore();
+        if let Some((channel, message)) = publish {
+            pipe.cmd("PUBLISH").arg(channel).arg(message).ignore();
+        }
+        for section in ["server", "replication"] {
+            pipe.cmd("INFO").arg(section).ignore();
+        }
+        pipe.cmd("TIME").ignore().cmd("EXEC");
+        let doing = "read the end of the stream";
+        let replies: Result<(Vec<::redis::Value>,), _> =
+            pipe.query_async(&mut self.connection).await;
+        let (mut replies,) = replies.map_err(|e| failure(&self.address, doing, e))?;
+        let odd = || Error::corrupt(format!("{}: {doing}: not the answers to it", self.address));
+        let behind = replies.split_off(usize::from(publish.is_some()).min(replies.len()));
+        let answers: (String, String, (i64, i64)) =
+            FromRedisValue::from_redis_value(::redis::Value::Array(behind)).map_err(|_| odd())?;
+        let (server, replication, (secs, micros)) = answers;
+        let mut replication = fields(&replication);
+        if replication.get("master_link_status").is_some_and(|status| status != "up") {
+            let cut_off = format!("{} is a replica without its master", self.address);
+            return Err(Error::unavailable(cut_off));
+        }
+        let offset = replication.get("master_repl_offset").and_then(|text| text.parse().ok());
+        let log = replication.remove("master_replid").ok_or_else(odd)?;
+        Ok(Placed {
+            position: Position::new(log, offset.ok_or_else(odd)?),
+            at: timestamp(secs, micros),
+            server: self.server_of(fields(&server))?,
+            published: publish.is_some(),
+        })
+    }
+
     /// How far the server's clock is ahead of this host's, in µs.
     pub(super) async fn skew_micros(&mut self) -> Result<i64> {
         let mut best: Option<(Duration, i64)> = None;
@@ -196,6 +240,12 @@ impl Control {
         }
         Ok(best.map_or(0, |(_, skew)| skew))
     }
+}
+
+/// The fields of an answer to INFO.
+fn fields(text: &str) -> HashMap<String, String> {
+    let fields = text.lines().filter_map(|line| line.split_once(':'));
+    fields.map(|(key, value)| (key.to_owned(), value.trim().to_owned())).collect()
 }
 
 fn timestamp(secs: i64, micros: i64) -> Timestamp {

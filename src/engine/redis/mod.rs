@@ -1,7 +1,8 @@
 //! Redis and Valkey: captured as a replica, restored as their master.
 //!
 //! - capture: [`RedisSource`] over `client` (replication connection), `tail`, `ack`, `clock`
-//!   (time index), `history` (why a stream did not go on), `baseline`, `locate`, `find` (places that people name);
+//!   (time index), `history` (why a stream did not go on), `baseline`, `locate`, `find` (places that people name),
+//!   `hold` (where the stream ends, with writes held meanwhile);
 //! - restore: [`RedisServer`] and [`RedisFolder`] over `replay` (what of the stream is executed),
 //!   `examine` (whether the target can take it), `walk` (an RDB file's outer form) and `serve`
 //!   (pitr as a master);
@@ -23,6 +24,7 @@ mod clock;
 mod ack;
 mod history;
 mod baseline;
+mod hold;
 mod tail;
 mod locate;
 mod find;
@@ -37,7 +39,7 @@ pub(in crate::engine) use find::{find, parse_place};
 pub use folder::RedisFolder;
 pub use target::RedisServer;
 
-use super::{Located, Source, SourceOptions, Work};
+use super::{Hold, Located, Placed, Source, SourceOptions, Work};
 use crate::error::Result;
 use crate::position::Position;
 use crate::record::{BaselineTaken, Captured, Piece};
@@ -69,6 +71,14 @@ impl Source for RedisSource {
 
     fn baseline(&self, out: mpsc::Sender<Bytes>) -> Work<'_, BaselineTaken> {
         Box::pin(baseline::take(self, out))
+    }
+
+    fn place<'a>(&'a self, name: &'a str) -> Work<'a, Placed> {
+        Box::pin(hold::place(&self.options.endpoint, name))
+    }
+
+    fn hold(&self) -> Work<'_, Box<dyn Hold>> {
+        Box::pin(hold::Pause::prepare(&self.options.endpoint))
     }
 
     fn locate(

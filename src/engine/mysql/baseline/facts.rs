@@ -25,7 +25,7 @@ pub(in super::super) struct Facts {
 }
 
 /// The time by the server's clock.
-pub(super) async fn server_clock(conn: &mut Conn) -> Result<Timestamp> {
+pub(in super::super) async fn server_clock(conn: &mut Conn) -> Result<Timestamp> {
     let micros: Option<i64> =
         ask::first(conn, "SELECT CAST(UNIX_TIMESTAMP(SYSDATE(6)) * 1000000 AS SIGNED)", || {
             "read the server's clock".into()
@@ -37,7 +37,10 @@ pub(super) async fn server_clock(conn: &mut Conn) -> Result<Timestamp> {
 }
 
 /// Asks for them, and which server it is.
-pub(super) async fn facts(conn: &mut Conn, peer: &str) -> Result<(Facts, Server, Flavor)> {
+pub(in super::super) async fn facts(
+    conn: &mut Conn,
+    peer: &str,
+) -> Result<(Facts, Server, Flavor)> {
     let row: Option<(String, u8, u32)> =
         ask::first(conn, "SELECT @@version, @@lower_case_table_names, @@innodb_page_size", || {
             "ask for the server's version".into()

@@ -15,12 +15,22 @@ use mysql_async::{Conn, Row};
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
-/// How long the lock may be waited for, in seconds: who wants to write waits meanwhile.
-const WAIT_SECONDS: u32 = 30;
+/// How long the lock may be waited for, and how long it may be held, in seconds: who wants to
+/// write waits meanwhile.
+#[derive(Debug, Clone, Copy)]
+pub(in super::super) struct Limits {
+    /// For each of the two steps that it takes.
+    pub(in super::super) wait: u32,
+    /// The server lets go when nothing came from us for so long; `None` for a year.
+    pub(in super::super) idle: Option<u32>,
+}
+
+/// The limits of a baseline.
+const BASELINE: Limits = Limits { wait: 30, idle: None };
 
 /// Holds the lock.
 #[derive(Debug)]
-pub(super) struct Lock {
+pub(in super::super) struct Lock {
     conn: Conn,
     at: LogEnd,
     since: Instant,
@@ -32,21 +42,40 @@ impl Lock {
     /// # Errors
     /// Unavailable, if a statement does not end in time.
     pub(super) async fn take(endpoint: &Endpoint) -> Result<Self> {
-        let mut conn = sql::connect(endpoint).await?;
-        ask::keep_open(&mut conn).await?;
+        Self::take_on(sql::connect(endpoint).await?, BASELINE).await
+    }
+
+    /// The same over a connection that is there, within these limits.
+    ///
+    /// # Errors
+    /// As [`Self::take`].
+    pub(in super::super) async fn take_on(mut conn: Conn, limits: Limits) -> Result<Self> {
         let locking = || "lock against writes for a moment".to_owned();
-        let wait = format!("SET SESSION lock_wait_timeout = {WAIT_SECONDS}");
+        match limits.idle {
+            Some(idle) => {
+                let idle = format!("SET SESSION wait_timeout = {idle}");
+                ask::run(&mut conn, idle, locking).await?;
+            }
+            None => ask::keep_open(&mut conn).await?,
+        }
+        let wait = format!("SET SESSION lock_wait_timeout = {}", limits.wait);
         ask::run(&mut conn, wait, locking).await?;
+        let mut since = Instant::now();
         // Most of the waiting is done here, where writers go on.
         for statement in ["FLUSH LOCAL TABLES", "FLUSH TABLES WITH READ LOCK"] {
+            since = Instant::now();
             let locked = ask::run(&mut conn, statement, locking).await;
             let timed_out = ask::server_code(&locked) == Some(1205);
             let busy = "see SHOW PROCESSLIST for the statement that runs for so long";
             locked.map_err(|error| if timed_out { error.hint(busy) } else { error })?;
         }
-        let since = Instant::now();
         let at = LogEnd::read(&mut conn).await?;
         Ok(Self { conn, at, since })
+    }
+
+    /// The connection that holds it.
+    pub(in super::super) fn conn(&mut self) -> &mut Conn {
+        &mut self.conn
     }
 
     /// Where the binlog ends for as long as the lock is held.
@@ -72,7 +101,7 @@ impl Lock {
     ///
     /// # Errors
     /// Unavailable, if the lock was not held all the time.
-    pub(super) async fn release(mut self) -> Result<Duration> {
+    pub(in super::super) async fn release(mut self) -> Result<Duration> {
         let lost = |error: Error| error.context("the lock against writes was lost");
         let end = LogEnd::read(&mut self.conn).await.map_err(lost)?;
         if end != self.at {

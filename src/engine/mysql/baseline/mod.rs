@@ -33,7 +33,9 @@ mod privileges;
 mod program;
 mod splice;
 
-pub(super) use facts::Facts;
+pub(super) use facts::{Facts, facts, server_clock};
+pub(super) use lock::{Limits, Lock};
+pub(super) use place::LogEnd;
 pub(super) use privileges::{check_capture, missing_privileges};
 
 use super::accounts::{self, Statement};
@@ -47,9 +49,7 @@ use crate::record::{BaselineTaken, Server};
 use beneath::Beneath;
 use bytes::{Bytes, BytesMut};
 use exact::Exact;
-use lock::Lock;
 use mysql_async::Conn;
-use place::LogEnd;
 use program::{Dump, Program};
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -91,7 +91,7 @@ pub(super) async fn take(
     let mut conn = sql::connect(&options.endpoint).await?;
     ask::keep_open(&mut conn).await?;
     privileges::check_privileges(&mut conn).await?;
-    let (facts, server, flavor) = facts::facts(&mut conn, &options.endpoint.to_string()).await?;
+    let (facts, server, flavor) = facts(&mut conn, &options.endpoint.to_string()).await?;
     let program = Program::find(options.dump_command.as_deref(), &facts.version, flavor).await?;
     let work =
         Work { options, program: &program, facts: &facts, server: &server, flavor, out: &out };

@@ -8,14 +8,14 @@ use mysql_async::{Conn, Row};
 
 /// A place in the server's binlog.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct LogEnd {
-    pub(super) file: String,
-    pub(super) offset: u64,
+pub(in super::super) struct LogEnd {
+    pub(in super::super) file: String,
+    pub(in super::super) offset: u64,
 }
 
 impl LogEnd {
     /// The end of the log as it is now.
-    pub(super) async fn read(conn: &mut Conn) -> Result<Self> {
+    pub(in super::super) async fn read(conn: &mut Conn) -> Result<Self> {
         let asking = || "ask for the end of the binlog".to_owned();
         let mut row = ask::first::<Row>(conn, "SHOW BINARY LOG STATUS", asking).await;
         if ask::is_syntax_error(&row) {
