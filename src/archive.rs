@@ -16,14 +16,14 @@ use crate::manifest::{
     ArchiveMeta, BaselineMeta, EngineKind, FORMAT, Gap, PlacedLandmark, SegmentHeader, SegmentMeta,
     StrangeEvent, names,
 };
-use crate::plan::{self, History};
+use crate::plan::{self, Branch, History};
 use crate::position::Position;
 use crate::record::LOG_HEAD_BYTES;
 use crate::reindex;
 use crate::segment::Reader;
 use crate::store::Local;
 use bytes::Bytes;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{BufReader, ErrorKind};
 use std::ops::RangeInclusive;
@@ -276,9 +276,21 @@ impl Archive {
                 });
             }
         }
-        let mut joins = Vec::new();
+        let (mut joins, mut forks) = (Vec::new(), Vec::new());
         for (header, end) in self.joins(source, &open)? {
             let Some(continues) = header.continues else { continue };
+            if header.fork.is_some() {
+                let (from, number) = (continues.timeline, continues.number);
+                let shared = self.catalog.segments_from(source, from, number, 1)?.pop();
+                // The digest proves that this is the segment; one that is lost is a hole.
+                if let Some(shared) = shared
+                    && header.previous.as_ref() == Some(&shared.digest)
+                {
+                    let until = shared.totals.known_until;
+                    forks.push(Branch { timeline: header.timeline, from, number, until });
+                }
+                continue;
+            }
             let is_whole = end.is_some_and(|end| {
                 end.header.number == continues.number
                     && (!end.sealed || header.previous.as_ref() == Some(&end.digest))
@@ -306,7 +318,7 @@ impl Archive {
             }
         }
         let source = source.to_owned();
-        Ok(History { source, engine, timelines, joins, baselines, gaps })
+        Ok(History { source, engine, timelines, joins, forks, baselines, gaps })
     }
 
     /// The head of each timeline that goes on from another one, and the last segment of that one.
@@ -407,6 +419,18 @@ impl Archive {
         place: &Position,
         until: Option<Timestamp>,
     ) -> Result<Vec<SegmentMeta>> {
+        self.segments_towards(None, source, timeline, place, until)
+    }
+
+    /// The same towards the timeline `into`: where it left another one, it is followed.
+    pub fn segments_towards(
+        &self,
+        into: Option<u32>,
+        source: &str,
+        timeline: u32,
+        place: &Position,
+        until: Option<Timestamp>,
+    ) -> Result<Vec<SegmentMeta>> {
         let open = self.open_segments(source)?;
         let sealed = self.catalog.segment_containing(source, timeline, &place.log, place.offset)?;
         // The place may lie behind what the catalog has of its log.
@@ -419,8 +443,22 @@ impl Archive {
         let Some(first) = holding.map(|segment| segment.header.number).max() else {
             return Ok(vec![]);
         };
-        let mut segments = self.segments_of(source, timeline, first, until, &open)?;
         let joins = self.joins(source, &open)?;
+        // Each timeline on the way, with its last segment that belongs to the way.
+        let mut ends: HashMap<u32, u64> = HashMap::new();
+        let mut on = into;
+        while let Some(header) = joins.iter().map(|(h, _)| h).find(|h| Some(h.timeline) == on)
+            && let Some(from) = header.continues.filter(|from| from.timeline < header.timeline)
+        {
+            ends.insert(from.timeline, from.number);
+            on = Some(from.timeline);
+        }
+        let cut = |mut segments: Vec<SegmentMeta>| {
+            segments
+                .retain(|s| ends.get(&s.header.timeline).is_none_or(|end| s.header.number <= *end));
+            segments
+        };
+        let mut segments = cut(self.segments_of(source, timeline, first, until, &open)?);
         while let Some(last) = segments.last()
             && until.is_none_or(|until| !segments.iter().any(|s| plan::is_past(s, until)))
         {
@@ -432,7 +470,7 @@ impl Archive {
                         .is_some_and(|from| (from.timeline, from.number) == (timeline, number))
             };
             let Some(next) = joins.iter().map(|(header, _)| header).find(is_next) else { break };
-            let more = self.segments_of(source, next.timeline, 1, until, &open)?;
+            let more = cut(self.segments_of(source, next.timeline, 1, until, &open)?);
             if more.is_empty() {
                 break;
             }

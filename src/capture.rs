@@ -12,6 +12,7 @@
 //! final name only when it is complete, and its catalog row only after that.
 
 mod order;
+mod fork;
 mod protect;
 mod recover;
 mod strange;
@@ -21,7 +22,7 @@ use crate::baseline::{Label, Reached, Stored};
 use crate::clock::Timestamp;
 use crate::durable;
 use crate::error::{Context, Error, Result};
-use crate::manifest::{Break, Continues, FORMAT, SegmentHeader, SegmentMeta, names};
+use crate::manifest::{Break, Continues, FORMAT, Fork, SegmentHeader, SegmentMeta, names};
 use crate::position::Position;
 use crate::record::{CHUNK_BYTES, Captured, Chunk, Continuity, Mark, Server};
 use crate::segment::{Reader, Writer, rewrite};
@@ -133,6 +134,13 @@ impl Shared {
         self.wanted.fetch_max(at.as_micros(), Ordering::AcqRel);
     }
 
+    /// Only what was committed until then is known, after all.
+    fn forget(&self, at: Option<Timestamp>) {
+        let known = at.map_or(i64::MIN, Timestamp::as_micros);
+        self.known_until.store(known, Ordering::Release);
+        self.written_until.store(known, Ordering::Release);
+    }
+
     fn know(&self, at: Timestamp) {
         self.known_until.fetch_max(at.as_micros(), Ordering::AcqRel);
     }
@@ -170,6 +178,8 @@ pub struct Capture {
     broken: Option<Break>,
     /// What the next segment goes on from, if the timeline begins with it.
     continues: Option<Continues>,
+    /// Where the timeline left another one, if it begins with the next segment.
+    fork: Option<Fork>,
     /// The first bytes of the current log, if what is stored of it begins in its middle.
     head: Option<String>,
     /// The timeline has nothing in it yet but a baseline that came with the stream.
@@ -223,6 +233,7 @@ impl Capture {
             known_until: None,
             broken: None,
             continues: None,
+            fork: None,
             head: None,
             fresh: false,
             open: None,
@@ -332,7 +343,7 @@ impl Capture {
                 self.origins.clear();
                 self.head = None;
                 self.idle = None;
-                self.end = Some(at);
+                self.end = Some(self.with_db(at));
                 Ok(())
             }
             Captured::Chunk(chunk) => self.chunk(chunk),
@@ -364,7 +375,7 @@ impl Capture {
         }
     }
 
-    fn opened(&mut self, at: Position, continuity: Continuity) -> Result<()> {
+    fn opened(&mut self, mut at: Position, continuity: Continuity) -> Result<()> {
         match continuity {
             Continuity::Continues => {
                 if !self.end.as_ref().is_some_and(|end| end.is_same_place(&at)) {
@@ -377,6 +388,10 @@ impl Capture {
             Continuity::Joins { head } => {
                 self.join(&at)?;
                 self.head = Some(SegmentHeader::head_text(&head));
+            }
+            Continuity::Forks => {
+                self.fork(&at)?;
+                at = self.with_db(at);
             }
             Continuity::Begins if self.timeline == 0 => self.begin_timeline(String::new())?,
             Continuity::Begins if self.fresh => {}
@@ -429,6 +444,7 @@ impl Capture {
         let after = self.known_until;
         self.broken = (self.timeline > 0).then_some(Break { after, reason });
         self.continues = None;
+        self.fork = None;
         self.head = None;
         self.unbroken_from = self.timeline + 1;
         self.timeline += 1;
@@ -441,7 +457,8 @@ impl Capture {
         Ok(())
     }
 
-    fn chunk(&mut self, chunk: Chunk) -> Result<()> {
+    fn chunk(&mut self, mut chunk: Chunk) -> Result<()> {
+        chunk.whole = chunk.whole.map(|whole| self.with_db(whole));
         let expected = match &self.open {
             Some(open) => Some(open.end),
             None => self.end.as_ref().map(|end| end.offset),
@@ -564,6 +581,7 @@ impl Capture {
             previous: self.previous.clone(),
             broken: self.broken.clone(),
             continues: self.continues,
+            fork: self.fork.clone(),
             // The later segments of a log are found behind its first one.
             head: self.head.clone().filter(|_| self.next_number == 1),
         };
@@ -641,6 +659,7 @@ impl Capture {
         if self.next_number > 1 {
             self.broken = None;
             self.continues = None;
+            self.fork = None;
         }
         Ok(())
     }

@@ -66,8 +66,21 @@ pub struct Break {
 pub struct Continues {
     /// The timeline before.
     pub timeline: u32,
-    /// Number of its last segment, whose digest the header has as `previous`.
+    /// Number of the last segment that both have, whose digest the header has as `previous`.
     pub number: u64,
+}
+
+/// Where a timeline leaves another one, whose last records the source lost: it failed over to a
+/// server that did not have them. What lies before `at` in the segment is in both timelines, what
+/// lies behind it stays in the other one only.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fork {
+    /// The timeline that is left.
+    pub timeline: u32,
+    /// Its segment that holds the place.
+    pub number: u64,
+    /// The place.
+    pub at: Position,
 }
 
 /// The head of a segment: written before its first byte.
@@ -100,9 +113,13 @@ pub struct SegmentHeader {
     /// timeline either this or `continues`.
     #[serde(default, rename = "break", skip_serializing_if = "Option::is_none")]
     pub broken: Option<Break>,
-    /// Set on the first segment of a timeline that goes on from the end of another one.
+    /// Set on the first segment of a timeline that goes on from another one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub continues: Option<Continues>,
+    /// Set on the first segment of a timeline that leaves another one before its end. Begins with
+    /// what that one's segment has before the fork.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fork: Option<Fork>,
     /// The first bytes of the log (hex), if its first segment begins in the middle of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub head: Option<String>,

@@ -44,13 +44,51 @@ pub struct History {
     pub timelines: Vec<(u32, Option<Timestamp>)>,
     /// Timelines that go on from the end of another one without a hole, each with that one.
     pub joins: Vec<(u32, u32)>,
+    /// Timelines that leave another one before its end.
+    pub forks: Vec<Branch>,
     /// Baselines, oldest first.
     pub baselines: Vec<BaselineMeta>,
     /// Gaps, oldest first: breaks between timelines, and segments lost within one.
     pub gaps: Vec<Gap>,
 }
 
+/// A timeline that goes on from a segment of another one which is not its last one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Branch {
+    /// The timeline that goes on.
+    pub timeline: u32,
+    /// The one that it leaves.
+    pub from: u32,
+    /// The last segment that both have.
+    pub number: u64,
+    /// Nothing committed until then is missing in what both have.
+    pub until: Option<Timestamp>,
+}
+
 impl History {
+    /// What leads from the instant `from` of `timeline` on, each with the timeline and the instant
+    /// that it ends with: the way on in this timeline, and those that leave it later.
+    fn ways(&self, timeline: u32, from: Timestamp) -> Vec<(Timestamp, u32)> {
+        let mut ways: Vec<_> = self.unbroken_until(timeline, from).into_iter().collect();
+        // The timeline itself, and those that join it, may be left.
+        let mut along = vec![timeline];
+        while let Some(at) = along.pop() {
+            let last = ways.iter().any(|(_, last)| *last == at);
+            let next = self.joins.iter().find(|(next, before)| *before == at && *next > at);
+            along.extend(next.filter(|_| !last).map(|(next, _)| *next));
+            for branch in self.forks.iter().filter(|b| b.from == at && b.timeline > at) {
+                let is_before = branch.until.is_some_and(|until| from <= until);
+                let is_whole = |gap: &Gap| {
+                    gap.before.is_some_and(|before| before <= from) || gap.after > branch.until
+                };
+                if is_before && self.holes(at).all(is_whole) {
+                    ways.extend(self.ways(branch.timeline, from));
+                }
+            }
+        }
+        ways
+    }
+
     /// The holes inside a timeline. The gap that begins a timeline is not one of them.
     fn holes(&self, timeline: u32) -> impl Iterator<Item = &Gap> {
         self.gaps.iter().filter(move |gap| gap.timeline == timeline && gap.segment > 1)
@@ -82,15 +120,15 @@ impl History {
 pub fn windows(history: &History) -> Vec<Window> {
     let mut windows: Vec<Window> = Vec::new();
     for baseline in &history.baselines {
-        let reached = history.unbroken_until(baseline.timeline, baseline.at);
-        let Some((to, timeline)) = reached else { continue };
-        // Nothing behind the baseline is known yet: its own instant can be restored.
-        let to = to.max(baseline.at);
-        let is_same =
-            |w: &&mut Window| w.timeline == timeline && (w.to == to || w.contains(baseline.at));
-        match windows.iter_mut().find(is_same) {
-            Some(window) => window.from = window.from.min(baseline.at),
-            None => windows.push(Window { from: baseline.at, to, timeline }),
+        for (to, timeline) in history.ways(baseline.timeline, baseline.at) {
+            // Nothing behind the baseline is known yet: its own instant can be restored.
+            let to = to.max(baseline.at);
+            let is_same =
+                |w: &&mut Window| w.timeline == timeline && (w.to == to || w.contains(baseline.at));
+            match windows.iter_mut().find(is_same) {
+                Some(window) => window.from = window.from.min(baseline.at),
+                None => windows.push(Window { from: baseline.at, to, timeline }),
+            }
         }
     }
     windows.sort_by_key(|w| (w.from, w.timeline));
@@ -137,20 +175,22 @@ fn merged(mut spans: Vec<JointWindow>) -> Vec<JointWindow> {
     merged
 }
 
-/// Picks the baseline for a restore to `at`: the newest one from which an unbroken stretch of its
-/// timeline reaches `at`. Where timelines overlap, the newest timeline wins.
+/// Picks the baseline for a restore to `at`, and the timeline that the way from there ends in: the
+/// newest baseline from which an unbroken stretch reaches `at`. Where timelines overlap, the newest
+/// timeline wins.
 ///
 /// # Errors
 /// Gap, with the nearest instants that can be restored.
-pub fn choose(history: &History, at: Timestamp) -> Result<&BaselineMeta> {
-    let reaching = history.baselines.iter().filter(|baseline| {
-        baseline.at <= at
-            && history
-                .unbroken_until(baseline.timeline, baseline.at)
-                .is_some_and(|(until, _)| at <= until.max(baseline.at))
-    });
+pub fn choose(history: &History, at: Timestamp) -> Result<(&BaselineMeta, u32)> {
+    let mut reaching = Vec::new();
+    for baseline in history.baselines.iter().filter(|baseline| baseline.at <= at) {
+        let ways = history.ways(baseline.timeline, baseline.at);
+        let there = ways.iter().filter(|(until, _)| at <= (*until).max(baseline.at));
+        reaching.extend(there.map(|(_, timeline)| (baseline, *timeline)));
+    }
     reaching
-        .max_by_key(|baseline| (baseline.timeline, baseline.at, baseline.begun_at))
+        .into_iter()
+        .max_by_key(|(baseline, last)| (*last, baseline.timeline, baseline.at, baseline.begun_at))
         .ok_or_else(|| refusal(history, at))
 }
 

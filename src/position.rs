@@ -29,6 +29,10 @@ fn is_zero(n: &u32) -> bool {
 }
 
 impl Position {
+    /// A `db` that an engine gives where it goes on without knowing it: the database selected is
+    /// the one at the place before, which the archive knows. Never stored.
+    pub const DB_AS_BEFORE: u32 = u32::MAX;
+
     /// The place `offset` in `log`, without GTIDs and with database 0 selected.
     pub fn new(log: impl Into<String>, offset: u64) -> Self {
         Self { log: log.into(), offset, gtids: String::new(), db: 0 }

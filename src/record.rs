@@ -168,6 +168,9 @@ pub enum Continuity {
         /// description), since the stream may begin in its middle.
         head: Bytes,
     },
+    /// It goes back to an earlier place of the log that the archive has, and on from there: the
+    /// source does not have what the archive has behind that place. Nothing is left out.
+    Forks,
     /// What was archived is not in this source's history, or what lies between is lost. The
     /// reason is a sentence for the operator.
     Broken(String),

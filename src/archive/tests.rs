@@ -35,6 +35,7 @@ fn write(
         previous,
         broken: None,
         continues: None,
+        fork: None,
         head: None,
     };
     let open = names::open_segment("shop", 1, number);

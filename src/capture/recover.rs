@@ -108,24 +108,29 @@ impl Capture {
             return Ok(());
         }
         self.unbroken_from = self.timeline;
-        while let Some(first) = self
-            .archive
-            .catalog()
-            .segments_from(&source, self.unbroken_from, 1, 1)?
-            .first()
-            .and_then(|first| first.header.continues)
-            .filter(|from| from.timeline < self.unbroken_from)
+        let mut known = self.archive.catalog().reached(&source, self.timeline)?;
+        while let Some(first) =
+            self.archive.catalog().segments_from(&source, self.unbroken_from, 1, 1)?.pop()
+            && let Some(from) = first.header.continues
+            && from.timeline < self.unbroken_from
         {
-            self.unbroken_from = first.timeline;
+            self.unbroken_from = from.timeline;
+            // What the other timeline has behind a fork is not of this history.
+            let catalog = self.archive.catalog();
+            let before = match first.header.fork {
+                Some(_) => catalog
+                    .segments_from(&source, from.timeline, from.number, 1)?
+                    .pop()
+                    .and_then(|last| last.totals.known_until),
+                None => catalog.reached(&source, from.timeline)?,
+            };
+            known = known.max(before);
         }
         if let Some(last) = self.archive.catalog().last_segment(&source, self.timeline)? {
             self.server = last.header.server.clone();
             self.next_number = last.header.number + 1;
             self.previous = Some(last.digest.clone());
-            for timeline in self.unbroken_from..=self.timeline {
-                let reached = self.archive.catalog().reached(&source, timeline)?;
-                self.known_until = self.known_until.max(reached);
-            }
+            self.known_until = self.known_until.max(known);
             self.end = Some(last.totals.end);
         } else if let Some(baseline) = baseline {
             // A full resync was stored, but nothing behind it.

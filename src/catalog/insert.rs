@@ -353,7 +353,7 @@ fn gap_before(
     if let Some(broken) = &header.broken {
         return Ok(Some((micros(broken.after), broken.reason.clone())));
     }
-    if header.continues.is_some() {
+    if header.continues.is_some() || header.fork.is_some() {
         // Whether the end of that timeline is there is looked at where both are known.
         return Ok(None);
     }

@@ -36,6 +36,7 @@ fn segment(source: &str, timeline: u32, number: u64) -> (SegmentMeta, Vec<BlockM
         previous: (number > 1).then(|| digest(timeline, number - 1)),
         broken: None,
         continues: None,
+        fork: None,
         head: None,
     };
     let totals = Totals {

@@ -39,6 +39,7 @@ fn history(timelines: &[(u32, i64)], baselines: Vec<BaselineMeta>, gaps: Vec<Gap
         engine: EngineKind::Mysql,
         timelines: timelines.iter().map(|(t, until)| (*t, Some(at(*until)))).collect(),
         joins: vec![],
+        forks: vec![],
         baselines,
         gaps,
     }
@@ -61,6 +62,7 @@ fn segment(number: u64, last_at: Option<i64>, known_until: Option<i64>) -> Segme
             previous: (number > 1).then(|| format!("digest {}", number - 1)),
             broken: None,
             continues: None,
+            fork: None,
             head: None,
         },
         totals: Totals {
@@ -94,7 +96,7 @@ fn the_newest_baseline_before_the_instant_is_chosen(
 ) {
     let history = history(&[(1, 300)], vec![baseline(1, 100, 0), baseline(1, 200, 50)], vec![]);
     let chosen = choose(&history, at(to));
-    assert_eq!(chosen.as_ref().ok().map(|b| b.name.as_str()), expected);
+    assert_eq!(chosen.as_ref().ok().map(|(b, _)| b.name.as_str()), expected);
     if let Err(error) = chosen {
         assert_eq!(error.class().exit_code(), 4);
         assert_eq!(error.nearest_instants().len(), 1, "{error:?}");
@@ -113,8 +115,8 @@ fn an_instant_in_a_gap_is_refused_with_both_edges() {
     assert_eq!(error.nearest_instants(), [at(200).to_string(), at(310).to_string()]);
     // The stretch between the gap's end and the first baseline behind it is out of reach as well.
     assert!(choose(&history, at(305)).is_err());
-    assert_eq!(choose(&history, at(200)).unwrap().timeline, 1);
-    assert_eq!(choose(&history, at(310)).unwrap().timeline, 2);
+    assert_eq!(choose(&history, at(200)).unwrap().0.timeline, 1);
+    assert_eq!(choose(&history, at(310)).unwrap().0.timeline, 2);
 }
 
 #[test]
@@ -130,15 +132,15 @@ fn a_hole_within_a_timeline_ends_the_window_before_it() {
     ];
     assert_eq!(windows(&hole), expected);
     assert!(choose(&hole, at(250)).is_err());
-    assert_eq!(choose(&hole, at(400)).unwrap().name, "base-320");
+    assert_eq!(choose(&hole, at(400)).unwrap().0.name, "base-320");
 }
 
 #[test]
 fn where_timelines_overlap_the_newest_wins() {
     let forked =
         history(&[(1, 300), (2, 400)], vec![baseline(1, 100, 0), baseline(2, 250, 0)], vec![]);
-    assert_eq!(choose(&forked, at(240)).unwrap().timeline, 1);
-    assert_eq!(choose(&forked, at(260)).unwrap().timeline, 2);
+    assert_eq!(choose(&forked, at(240)).unwrap().0.timeline, 1);
+    assert_eq!(choose(&forked, at(260)).unwrap().0.timeline, 2);
 }
 
 #[test]
@@ -236,7 +238,7 @@ fn joined() -> History {
 fn a_window_goes_on_into_the_timeline_that_continues_its_own() {
     let found: Vec<_> = windows(&joined()).iter().map(|w| (w.from, w.to, w.timeline)).collect();
     assert_eq!(found, [(at(100), at(500), 2), (at(600), at(700), 3)]);
-    assert_eq!(choose(&joined(), at(450)).unwrap().timeline, 1);
+    assert_eq!(choose(&joined(), at(450)).unwrap().0.timeline, 1);
     let error = choose(&joined(), at(540)).unwrap_err();
     assert_eq!(error.nearest_instants(), [at(500).to_string(), at(600).to_string()]);
     // Not where the timeline that is continued has a hole.
@@ -244,6 +246,33 @@ fn a_window_goes_on_into_the_timeline_that_continues_its_own() {
     holed.gaps.push(gap(1, 4, 200, 250));
     let found: Vec<_> = windows(&holed).iter().map(|w| (w.from, w.to, w.timeline)).collect();
     assert_eq!(found, [(at(100), at(200), 1), (at(600), at(700), 3)]);
+}
+
+/// Timeline 2 leaves timeline 1 behind its segment 3, which reaches 200; timeline 1 has more.
+fn left(baselines: Vec<BaselineMeta>) -> History {
+    let branch = Branch { timeline: 2, from: 1, number: 3, until: Some(at(200)) };
+    History { forks: vec![branch], ..history(&[(1, 300), (2, 500)], baselines, vec![]) }
+}
+
+#[test]
+fn what_a_timeline_lost_can_be_restored_and_so_can_what_goes_on_before_it() {
+    let history = left(vec![baseline(1, 100, 0), baseline(1, 250, 90)]);
+    let found: Vec<_> = windows(&history).iter().map(|w| (w.from, w.to, w.timeline)).collect();
+    assert_eq!(found, [(at(100), at(300), 1), (at(100), at(500), 2)]);
+    // A baseline of what was lost leads nowhere else, and the newest timeline wins.
+    let chosen = |to| choose(&history, at(to)).map(|(b, into)| (b.name.clone(), into)).unwrap();
+    assert_eq!(chosen(150), ("base-100".into(), 2));
+    assert_eq!(chosen(260), ("base-100".into(), 2));
+    assert_eq!(chosen(400), ("base-100".into(), 2));
+    let lost_only = left(vec![baseline(1, 250, 90)]);
+    assert_eq!(choose(&lost_only, at(260)).unwrap().1, 1);
+    assert!(choose(&lost_only, at(400)).is_err());
+    // Not over a hole in what both have; one behind that does not matter.
+    let mut holed = history.clone();
+    holed.gaps.push(gap(1, 2, 150, 160));
+    assert!(choose(&holed, at(400)).is_err());
+    holed.gaps = vec![gap(1, 5, 220, 230)];
+    assert_eq!(choose(&holed, at(400)).unwrap().1, 2);
 }
 
 #[test]

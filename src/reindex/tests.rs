@@ -46,6 +46,7 @@ impl Archive {
             previous,
             broken: None,
             continues: None,
+            fork: None,
             head: None,
         };
         let open = names::open_segment(source, 1, number);

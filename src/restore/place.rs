@@ -300,12 +300,15 @@ impl Search<'_> {
                 check_names(&segments, spot.timeline, &spot.cut)?;
                 return Ok((baseline.clone(), segments));
             }
-            let before = self.history.joins.iter().find(|(next, _)| *next == timeline);
-            let Some((_, before)) = before.filter(|(_, before)| *before < timeline) else { break };
+            let whole = self.history.joins.iter().map(|(next, before)| (*next, *before, u64::MAX));
+            let left = self.history.forks.iter().map(|b| (b.timeline, b.from, b.number));
+            let before =
+                whole.chain(left).find(|(next, before, _)| *next == timeline && *before < timeline);
+            let Some((_, before, last_of_before)) = before else { break };
             let mut whole = self.archive.segments_between(source, timeline, 1..=end)?;
             whole.append(&mut behind);
             behind = whole;
-            (timeline, end) = (*before, u64::MAX);
+            (timeline, end) = (before, last_of_before);
         }
         let mut later = self.history.baselines.iter().filter(|b| b.timeline == spot.timeline);
         let nearest: Vec<String> =
@@ -330,7 +333,7 @@ impl Search<'_> {
             let is_before = if timeline == spot.timeline && place.log == spot.cut.log {
                 place.offset <= spot.cut.offset
             } else {
-                timeline != spot.timeline || number < end
+                number < end || (timeline != spot.timeline && number == end)
             };
             let order = |number: u64, b: &BaselineMeta| (number, b.position.offset);
             if is_before && best.is_none_or(|(n, b)| order(n, b) <= order(number, baseline)) {

@@ -145,9 +145,11 @@ fn to_instant(
     history: &History,
     at: Timestamp,
 ) -> Result<Way> {
-    let baseline = plan::choose(history, at)?.clone();
+    let (baseline, into) = plan::choose(history, at)?;
+    let baseline = baseline.clone();
     let (name, place) = (&source.name, &baseline.position);
-    let segments = archive.segments_from(name, baseline.timeline, place, Some(at))?;
+    let segments =
+        archive.segments_towards(Some(into), name, baseline.timeline, place, Some(at))?;
     let segments = plan::line_up(&baseline, segments, at)?;
     let (cut, uncertainty) = cut::find(archive, &baseline, &segments, at)?;
     Ok(Way { baseline, segments, cut, uncertainty, last_in: None, first_out: None })

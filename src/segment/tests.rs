@@ -50,6 +50,7 @@ fn header(number: u64, start: u64) -> SegmentHeader {
         previous: (number > 1).then(|| "ab".repeat(32)),
         broken: None,
         continues: None,
+        fork: None,
         head: None,
     }
 }

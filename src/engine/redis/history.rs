@@ -21,6 +21,21 @@ pub(super) async fn look(control: &mut Control) -> Result<History> {
 }
 
 impl History {
+    /// The place at which the source was promoted, if the archive, which ends at `asked`, has more
+    /// than that of the stream before. The source goes on from there, as long as its backlog has it
+    /// (`replication.c`, `masterTryPartialResynchronization`: an offset up to
+    /// `second_repl_offset` of the former id is taken).
+    pub(super) fn fork(&self, asked: &Position) -> Option<Position> {
+        let field = |name: &str| self.replication.get(name);
+        let second: u64 = field("second_repl_offset")?.parse().ok()?;
+        // The offset names the first byte that is not in common.
+        let last_in_common = second.checked_sub(1)?;
+        let is_behind = field("master_replid2")? == &asked.log && asked.offset > last_in_common;
+        // Which database is selected there, the archive knows.
+        let db = Position::DB_AS_BEFORE;
+        is_behind.then(|| Position { db, ..Position::new(asked.log.clone(), last_in_common) })
+    }
+
     /// The sentence for the operator: the archive ends at `asked`, and the source sent everything
     /// anew as `replid` at `offset`.
     pub(super) fn broken(&self, asked: &Position, replid: &str, offset: u64) -> String {
@@ -79,12 +94,36 @@ mod tests {
     use rstest::rstest;
 
     #[rstest]
+    #[case::ahead_of_the_promotion("b", 250, Some(199))]
+    #[case::by_one_byte("b", 200, Some(199))]
+    #[case::at_the_promotion("b", 199, None)]
+    #[case::before_it("b", 150, None)]
+    #[case::of_the_new_stream("a", 250, None)]
+    #[case::of_another("c", 250, None)]
+    fn what_a_promotion_lost_is_gone_back_before(
+        #[case] log: &str,
+        #[case] offset: u64,
+        #[case] expected: Option<u64>,
+    ) {
+        let fork = history().fork(&Position::new(log, offset));
+        let db = Position::DB_AS_BEFORE;
+        let expected = expected.map(|offset| Position { db, ..Position::new(log, offset) });
+        assert_eq!(fork, expected);
+        assert_eq!(History::default().fork(&Position::new(log, offset)), None);
+    }
+
+    #[rstest]
     #[case::behind("a", 500, "is behind the archive: it is at offset 400")]
     #[case::overrun("a", 100, "no longer reaches back to offset 100 (it began at 300)")]
     #[case::promoted("b", 250, "was promoted at offset 200 without the writes up to 250")]
     #[case::promoted_long_ago("b", 150, "no longer reaches back to offset 150")]
     #[case::other("c", 400, "another history: it started 7 s ago and its replication id is d")]
     fn every_break_has_its_reason(#[case] log: &str, #[case] offset: u64, #[case] expected: &str) {
+        let reason = history().broken(&Position::new(log, offset), "d", 450);
+        assert!(reason.contains(expected), "{reason}");
+    }
+
+    fn history() -> History {
         let replication = [
             ("master_replid", "a"),
             ("master_replid2", "b"),
@@ -93,8 +132,6 @@ mod tests {
             ("repl_backlog_first_byte_offset", "300"),
         ];
         let replication = replication.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
-        let history = History { replication, uptime_secs: Some(7) };
-        let reason = history.broken(&Position::new(log, offset), "d", 450);
-        assert!(reason.contains(expected), "{reason}");
+        History { replication, uptime_secs: Some(7) }
     }
 }

@@ -7,7 +7,7 @@
 //!   `examine` (whether the target can take it), `walk` (an RDB file's outer form) and `serve`
 //!   (pitr as a master);
 //! - compare: `digest`;
-//! - shared: `resp` (the stream's form), `rdb` (a file's head and checksum), `version` (who can
+//! - shared: `resp` (the stream's form), `records` (what ends where in it), `rdb` (a file's head and checksum), `version` (who can
 //!   read what), `control` (ordinary commands).
 //!
 //! **Invariant:** what is archived is what the server sent, and only a server reads values: of an
@@ -18,6 +18,7 @@ pub mod fuzz;
 mod version;
 mod rdb;
 mod resp;
+mod records;
 mod control;
 mod client;
 mod clock;
@@ -37,6 +38,7 @@ mod folder;
 
 pub(in crate::engine) use find::{find, parse_place};
 pub use folder::RedisFolder;
+pub use records::Records;
 pub use target::RedisServer;
 
 use super::{Hold, Located, Placed, Source, SourceOptions, Work};

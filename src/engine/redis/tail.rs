@@ -12,15 +12,15 @@ use super::ack::{self, Acks};
 use super::client::{Answer, Link, SILENCE_MAX, Transfer};
 use super::clock::Clock;
 use super::control::{Control, Sample};
-use super::resp::{Kind, Scanner};
+use super::records::Records;
+use super::resp::Kind;
 use super::{RedisSource, baseline, history, version};
 use crate::engine::sample::{self, Samples};
 use crate::engine::tls;
 use crate::error::{Context, Error, Result};
 use crate::position::Position;
 use crate::record::{
-    BaselineTaken, CHUNK_BYTES, Captured, Chunk, Continuity, LANDMARKS_MAX, Landmark, Mark, Server,
-    TimeSource, add_landmark,
+    BaselineTaken, CHUNK_BYTES, Captured, Chunk, Continuity, Mark, Server, TimeSource,
 };
 use bytes::{BufMut, Bytes, BytesMut};
 use std::collections::VecDeque;
@@ -66,7 +66,10 @@ pub(super) async fn tail(
     control.sample().await?;
     let before = history::look(&mut control).await?;
     let mut link = Link::connect(&options.endpoint, server.version.strip_suffix("-valkey")).await?;
-    let answer = link.psync(resume.as_ref().map(|p| (p.log.as_str(), p.offset))).await?;
+    // A source that was promoted without the last writes that the archive has goes on from there.
+    let fork = resume.as_ref().and_then(|asked| before.fork(asked));
+    let after = fork.as_ref().or(resume.as_ref());
+    let answer = link.psync(after.map(|p| (p.log.as_str(), p.offset))).await?;
     let Some(joined) =
         join(&mut link, &mut control, &server, resume, answer, &before, &out).await?
     else {
@@ -134,7 +137,10 @@ async fn join(
     let (replid, offset) = match (answer, &resume) {
         (Answer::Continue { replid }, Some(asked)) => {
             let now = replid.filter(|now| *now != asked.log);
-            let (at, continuity) = (asked.clone(), Continuity::Continues);
+            let (at, continuity) = match before.fork(asked) {
+                Some(fork) => (fork, Continuity::Forks),
+                None => (asked.clone(), Continuity::Continues),
+            };
             return Ok(Some(Joined { at, now, full: None, continuity }));
         }
         (Answer::Continue { .. }, None) => {
@@ -218,14 +224,9 @@ struct Stream {
     samples: Samples<Sample>,
     acks: Arc<Acks>,
     out: mpsc::Sender<Captured>,
-    log: String,
-    scanner: Scanner,
+    records: Records,
     /// What was received and not handed over yet.
     chunk: Chunk,
-    /// Where its last whole record ends, and the database selected there.
-    whole: Option<(u64, u32)>,
-    /// What the open record is, if it is a landmark, and the database it concerns.
-    landmark: Option<(&'static str, u32)>,
     /// When it is to be handed over.
     due: Option<Instant>,
     /// Samples whose bytes were not handed over yet, in order.
@@ -252,11 +253,8 @@ impl Stream {
             samples,
             acks,
             out,
-            log: at.log.clone(),
-            scanner: Scanner::new(at.offset, at.db),
+            records: Records::new(at),
             chunk: empty_chunk(at.offset),
-            whole: None,
-            landmark: None,
             due: None,
             waiting: VecDeque::new(),
             newest: None,
@@ -330,32 +328,16 @@ impl Stream {
 
     /// Finds the records in the bytes of the chunk from `from` on.
     fn scan(&mut self, from: usize) -> Result<()> {
-        let mut at = from;
         let mut hold = HOLD;
-        while let Some(command) = self.scanner.next(&self.chunk.bytes, &mut at)? {
-            if let Some(name) = command.landmark {
-                // Within MULTI the first one names the record.
-                self.landmark.get_or_insert((name, command.db));
-            }
-            if command.ends_record {
-                if let Some((name, db)) = self.landmark.take() {
-                    let text = match name {
-                        "FLUSHDB" => format!("FLUSHDB of database {db}"),
-                        name => name.to_owned(),
-                    };
-                    // The stream has no times: the newest sample comes before it.
-                    let at = self.newest.map(|mark| mark.at);
-                    let landmark = Landmark { offset: command.record_start, at, text, more: 0 };
-                    add_landmark(&mut self.chunk.landmarks, landmark, LANDMARKS_MAX);
-                }
-                self.whole = Some((command.end, command.db));
-                self.chunk.records += u32::from(command.record_has_data);
-            }
+        // The stream has no times: the newest sample comes before a landmark.
+        let at = self.newest.map(|mark| mark.at);
+        let acks = &self.acks;
+        self.records.note(&mut self.chunk, from, at, |command| {
             if command.kind == Kind::GetAck {
-                self.acks.want(command.end);
+                acks.want(command.end);
                 hold = HOLD_URGENT;
             }
-        }
+        })?;
         let due = Instant::now() + hold;
         self.due = Some(self.due.map_or(due, |before| before.min(due)));
         Ok(())
@@ -383,16 +365,14 @@ impl Stream {
             }
             self.waiting.pop_front();
         }
-        chunk.whole = self
-            .whole
-            .take()
-            .map(|(offset, db)| Position { db, ..Position::new(self.log.clone(), offset) });
+        chunk.whole = self.records.take_whole();
         self.out.send(Captured::Chunk(chunk)).await.map_err(|_| Closed)
     }
 
     /// Hands over only the bytes before the first record that is not whole.
     async fn hand_over_whole(&mut self) -> Result<(), Closed> {
-        let whole = self.whole.map_or(0, |(end, _)| end.saturating_sub(self.chunk.start));
+        let whole =
+            self.records.whole_until().map_or(0, |end| end.saturating_sub(self.chunk.start));
         self.chunk.bytes.truncate(usize::try_from(whole).unwrap_or(usize::MAX));
         self.hand_over().await
     }

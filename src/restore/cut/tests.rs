@@ -54,6 +54,7 @@ fn archive(marks: &[(usize, u64, i64)]) -> (tempfile::TempDir, Archive, Vec<Segm
             previous: segments.last().map(|segment| segment.digest.clone()),
             broken: None,
             continues: None,
+            fork: None,
             head: None,
         };
         let open = names::open_segment("shop", 1, number);
