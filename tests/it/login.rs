@@ -246,6 +246,17 @@ async fn passwords_are_proved_to_mariadb_in_each_way_that_pitr_knows() {
             assert!(said.contains("Access denied for user"), "{said}");
         }
     }
+    // At an empty password for parsec, the library for ordinary connections panics.
+    for account in ["parsec", "empty"] {
+        if account == "empty" {
+            server.sql("CREATE USER empty IDENTIFIED VIA parsec USING PASSWORD('')").await;
+        }
+        let at = Endpoint { password: Secret::new(""), ..endpoint(&server, account, off()) };
+        let error = mysql::connect(&at).await.unwrap_err();
+        assert_eq!(error.class().exit_code(), 2, "{error:?}");
+        assert!(error.to_string().contains("none is given"), "{error}");
+        assert!(error.hint_text().unwrap().contains("password_file"), "{error:?}");
+    }
     server.sql("SET GLOBAL require_secure_transport = ON").await;
     let said = refused(&endpoint(&server, "ed25519", off())).await;
     assert!(said.contains("set `tls = {"), "{said}");

@@ -27,14 +27,27 @@ pub async fn connect(endpoint: &Endpoint) -> Result<Conn> {
     task.spawn(Conn::new(options(endpoint)));
     match tokio::time::timeout(ANSWER_TIMEOUT, task.join_next()).await {
         Ok(Some(Ok(connected))) => connected.map_err(|error| not_let_in(endpoint, error)),
-        Ok(_) => Err(Error::corrupt(format!("{endpoint}: not an answer to a login"))
-            .hint("check user and password; an account may not have an empty one")),
+        Ok(_) => Err(login_panicked(endpoint)),
         Err(_) => Err(Error::unavailable(format!(
             "connect to {endpoint}: no answer in {} s",
             ANSWER_TIMEOUT.as_secs()
         ))
         .hint(tls::UNREACHABLE)),
     }
+}
+
+/// What to say where the library panicked instead of answering.
+fn login_panicked(endpoint: &Endpoint) -> Error {
+    if endpoint.password.is_empty() {
+        return Error::usage(format!(
+            "{endpoint}: the account wants a password (parsec takes no empty one), and none is given"
+        ))
+        .hint(
+            "name it with `password_file`, and give the account one if it has none: ALTER USER … \
+             IDENTIFIED VIA parsec USING PASSWORD(…)",
+        );
+    }
+    Error::corrupt(format!("{endpoint}: not an answer to a login"))
 }
 
 /// Says of a login over `mysql_async` what [`auth::connect`] says of one of our own.
