@@ -107,6 +107,7 @@ async fn show(
         into: Some(into.clone()),
         listen: None,
         apply: Apply::default(),
+        ttl: crate::engine::Ttl::Absolute,
         databases: vec![],
         clean: vec![],
     };

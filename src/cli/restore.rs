@@ -5,7 +5,7 @@ use crate::archive::Archive;
 use crate::clock::{self, Target, Timestamp, Tz, in_zone};
 use crate::config::{self, Config};
 use crate::daemon;
-use crate::engine::{Apply, Endpoint, Secret, SourceOptions};
+use crate::engine::{Apply, Endpoint, Expired, Secret, SourceOptions, Ttl};
 use crate::error::{Class, Context, Error, Result};
 use crate::restore::{self, Goal, Progress};
 use clap::{ArgGroup, Args, ValueEnum};
@@ -27,6 +27,7 @@ Examples:
   pitr restore --to '10 minutes ago' --source shop-mysql \\
       --target shop-mysql=mysql://root@127.0.0.1:3307
   pitr restore --source shop-mysql --to latest --database orders --database customers
+  pitr restore --source shop-redis --to '2 hours ago' --ttl shift
   pitr restore --source shop-mysql --to-position binlog.000007:4711
   pitr restore --source shop-mysql --before 3e11fa47-71ca-11e1-9e33-c80aa9429562:23
   pitr restore --source shop-mysql --before landmark:1.42.3
@@ -76,6 +77,9 @@ pub(super) struct RestoreArgs {
     /// How the log goes into a running MySQL: by its own applier, or as statements
     #[arg(long, value_enum, value_name = "WAY", default_value_t = ApplyWay::Auto)]
     apply: ApplyWay,
+    /// What becomes of the times at which keys of Redis expire
+    #[arg(long, value_enum, value_name = "POLICY", default_value_t = TtlPolicy::Absolute)]
+    ttl: TtlPolicy,
     /// Print what would be done, and stop
     #[arg(long)]
     plan: bool,
@@ -90,6 +94,27 @@ enum ApplyWay {
     Native,
     /// As statements over one connection: for managed servers
     Sql,
+}
+
+/// `--ttl`.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum TtlPolicy {
+    /// Keep them: keys whose expiry has passed since are gone, and counted
+    Absolute,
+    /// Move them by the time that has passed since, so that each key lives as long as it had left
+    Shift,
+    /// Drop them: what was alive at the instant stays
+    Persist,
+}
+
+impl From<TtlPolicy> for Ttl {
+    fn from(policy: TtlPolicy) -> Self {
+        match policy {
+            TtlPolicy::Absolute => Self::Absolute,
+            TtlPolicy::Shift => Self::Shift,
+            TtlPolicy::Persist => Self::Persist,
+        }
+    }
 }
 
 impl From<ApplyWay> for Apply {
@@ -124,6 +149,7 @@ pub(super) fn restore(config: &Config, args: &RestoreArgs, json: bool) -> Result
         listen: args.listen,
         apply: args.apply.into(),
         databases: args.database.clone(),
+        ttl: args.ttl.into(),
         clean: args.clean_target.clone(),
     };
     if let Some(name) = args.clean_target.iter().find(|name| !options.targets.contains_key(*name)) {
@@ -284,12 +310,46 @@ fn report_text(report: &restore::Report, zone: Tz) -> String {
         if !report.plan {
             out += &format!("    check passed: {}\n", source.checked);
         }
+        out.extend(source.ttl.as_ref().map(ttl_text));
     }
     if let Some(skew) = report.skew_ms {
         out += &format!("clocks of the sources differed by {skew} ms\n");
     }
     if let Some(receipt) = &report.receipt {
         out += &format!("receipt: {receipt}\n");
+    }
+    out
+}
+
+/// What became of expiries, as a line.
+fn ttl_text(expired: &Expired) -> String {
+    let mut out = match expired.policy {
+        Ttl::Absolute => match (expired.lapsed, &expired.not_counted) {
+            (Some(lapsed), _) => format!(
+                "    expiries kept: {lapsed} keys were alive then and are past their expiry now{}\n",
+                if lapsed == 0 {
+                    ""
+                } else {
+                    " (--ttl shift brings them back with the time they had left)"
+                }
+            ),
+            (None, why) => format!(
+                "    expiries kept: keys past their expiry now were not counted: {}\n",
+                why.as_deref().unwrap_or("no reason is known")
+            ),
+        },
+        Ttl::Shift => {
+            format!("    expiries moved by {} ms\n", expired.shift_ms.unwrap_or_default())
+        }
+        Ttl::Persist => format!(
+            "    {} expiries dropped; {} keys were past theirs at the instant already\n",
+            expired.persisted.unwrap_or_default(),
+            expired.expired_before.unwrap_or_default()
+        ),
+    };
+    if !expired.unknown_commands.is_empty() {
+        let names = expired.unknown_commands.join(", ");
+        out += &format!("    not known, so not moved if they have expiries: {names}\n");
     }
     out
 }

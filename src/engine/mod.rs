@@ -10,6 +10,7 @@
 //! [`Continuity::Broken`]: crate::record::Continuity::Broken
 
 mod endpoint;
+mod expiry;
 mod guard;
 mod unfinished;
 pub mod place;
@@ -20,6 +21,8 @@ pub mod mysql;
 pub mod redis;
 
 pub use endpoint::{Endpoint, Secret, TlsMode, TlsOptions};
+pub(in crate::engine) use expiry::OUT_OF_THE_WAY_MS;
+pub use expiry::{Expired, Expiry, Ttl};
 
 use crate::clock::Timestamp;
 use crate::error::Result;
@@ -166,6 +169,11 @@ pub trait Target: Send + fmt::Debug {
         Box::pin(async { Ok(()) })
     }
 
+    /// After [`Target::finish`]: what became of the times at which keys expire.
+    fn expired(&self) -> Option<Expired> {
+        None
+    }
+
     /// What it tells while [`load`](Self::load) goes on, if anything.
     fn meter(&self) -> Option<Arc<Meter>> {
         None
@@ -307,6 +315,8 @@ pub struct TargetOptions {
     pub apply: Apply,
     /// The only databases to be restored; all, if there are none here.
     pub databases: Vec<String>,
+    /// What becomes of the times at which keys expire.
+    pub expiry: Expiry,
     /// Whether a running server that an interrupted restore left half filled is cleaned first.
     pub clean: bool,
 }

@@ -19,7 +19,8 @@ use crate::archive::Archive;
 use crate::clock::Timestamp;
 use crate::durable;
 use crate::engine::{
-    Apply, Destination, Endpoint, Meter, Needs, SourceOptions, Target, TargetOptions, open_target,
+    Apply, Destination, Endpoint, Expiry, Meter, Needs, SourceOptions, Target, TargetOptions, Ttl,
+    open_target,
 };
 use crate::error::{Class, Context, Error, Result};
 use crate::manifest::{BaselineMeta, SegmentMeta};
@@ -58,6 +59,8 @@ pub struct Options {
     pub apply: Apply,
     /// The only databases to be restored, of one MySQL source; all, if there are none here.
     pub databases: Vec<String>,
+    /// What becomes of the times at which keys of Redis expire.
+    pub ttl: Ttl,
     /// Names of sources whose targets are cleaned first, if an interrupted restore left them half
     /// filled.
     pub clean: Vec<String>,
@@ -179,6 +182,7 @@ pub struct Plan {
     listen: Option<SocketAddr>,
     apply: Apply,
     databases: Vec<String>,
+    expiry: Expiry,
     clean: Vec<String>,
     store: Local,
 }
@@ -224,6 +228,7 @@ impl Plan {
             listen: self.listen,
             apply: self.apply,
             databases: self.databases.clone(),
+            expiry: self.expiry,
             clean,
         });
         let doing = || format!("restore {} into {}", job.options.name, job.target());
@@ -280,6 +285,7 @@ impl Plan {
                 .map_err(|error| error.context(doing()))?;
             done.target_version = version;
             done.goes(target.way());
+            done.ttl = target.expired();
         }
         let path = self.receipt_path();
         report.receipt = Some(path.display().to_string());

@@ -7,7 +7,7 @@ use super::place::Search;
 use super::{Goal, Job, Options, Plan};
 use crate::archive::Archive;
 use crate::clock::Timestamp;
-use crate::engine::{Destination, Needs, SourceOptions};
+use crate::engine::{Destination, Expiry, Needs, SourceOptions};
 use crate::error::{Class, Context, Error, Result};
 use crate::manifest::{BaselineMeta, EngineKind, SegmentMeta};
 use crate::plan::{self, History};
@@ -82,6 +82,7 @@ pub fn prepare(options: &Options) -> Result<Plan> {
         listen: options.listen,
         apply: options.apply,
         databases: options.databases.clone(),
+        expiry: Expiry { ttl: options.ttl, at: to, now: Timestamp::now() },
         clean: options.clean.clone(),
         store: archive.store().clone(),
     };

@@ -4,7 +4,7 @@
 
 use super::Job;
 use crate::clock::Timestamp;
-use crate::engine::Way;
+use crate::engine::{Expired, Way};
 use crate::manifest::EngineKind;
 use crate::record::{Applied, Cut, Landing};
 use serde::Serialize;
@@ -90,6 +90,9 @@ pub struct SourceReport {
     /// GTIDs executed at the end.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub gtids: String,
+    /// What became of the times at which keys expire.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ttl: Option<Expired>,
     /// How long it took.
     pub seconds: Seconds,
     /// `passed`, or `planned` if nothing was done.
@@ -166,6 +169,7 @@ impl Job {
             last_applied: self.last_in.clone(),
             first_left_out: self.first_out.clone(),
             gtids: String::new(),
+            ttl: None,
             seconds: Seconds::default(),
             check: "planned",
             checked: String::new(),

@@ -3,6 +3,7 @@
 //! Pieces go from a capture straight into a restore here, without an archive between.
 
 mod capture;
+mod expiry;
 mod failover;
 mod harness;
 mod restore;

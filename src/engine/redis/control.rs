@@ -95,6 +95,35 @@ impl Control {
         result.map_err(|e| failure(&self.address, &words.join(" "), e))
     }
 
+    /// Sends one command of any words.
+    pub(super) async fn run<T: FromRedisValue>(&mut self, cmd: &Cmd) -> Result<T> {
+        let result = cmd.query_async(&mut self.connection).await;
+        result.map_err(|e| failure(&self.address, "asking", e))
+    }
+
+    /// Sends commands all at once, and takes the answer of each.
+    pub(super) async fn each<T: FromRedisValue>(&mut self, cmds: &[Cmd]) -> Result<Vec<T>> {
+        if cmds.is_empty() {
+            return Ok(vec![]);
+        }
+        let mut pipe = ::redis::pipe();
+        for cmd in cmds {
+            pipe.add_command(cmd.clone());
+        }
+        let answers: Result<Vec<T>, _> = pipe.query_async(&mut self.connection).await;
+        let answers = answers.map_err(|e| failure(&self.address, "asking", e))?;
+        if answers.len() == cmds.len() {
+            return Ok(answers);
+        }
+        Err(Error::corrupt(format!("{} gave {} answers", self.address, answers.len())))
+    }
+
+    /// Whether the server knows a command.
+    pub(super) async fn knows(&mut self, command: &str) -> Result<bool> {
+        let known: Vec<::redis::Value> = self.ask(&["COMMAND", "INFO", command]).await?;
+        Ok(!matches!(known.as_slice(), [] | [::redis::Value::Nil]))
+    }
+
     /// Sends a command that the server cannot but refuse, and gives what it says.
     pub(super) async fn refusal(&mut self, words: &[&[u8]]) -> Result<String> {
         let mut cmd = Cmd::new();

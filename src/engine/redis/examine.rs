@@ -19,18 +19,24 @@ pub(super) struct Examined {
     pub(super) db_max: u32,
 }
 
-/// Reads baseline and log up to the cut.
+/// Reads baseline and log up to the cut, and moves expiries as the restore will.
 ///
 /// # Errors
-/// Corrupt, if they are damaged.
+/// Corrupt, if they are damaged. Refused, if expiries are to be moved and one cannot be.
 pub(super) async fn examine(
     meta: &BaselineMeta,
     open: &OpenBaseline,
     log: &OpenLog,
     cut: &Cut,
+    by_ms: Option<i64>,
 ) -> Result<Examined> {
-    let baseline = look(open()?).await.map_err(|error| error.context(&meta.name))?;
-    let mut replay = Replay::new(log(), &meta.position, cut, None)?;
+    let baseline =
+        look(open()?, by_ms.unwrap_or(0)).await.map_err(|error| error.context(&meta.name))?;
+    if let (Some(_), Err(unknown)) = (by_ms, &baseline.survey) {
+        let hint = "with `--ttl absolute` expiries need not be read";
+        return Err(Error::refused(unknown.to_string()).hint(hint));
+    }
+    let mut replay = Replay::new(log(), &meta.position, cut, None)?.moved(by_ms);
     while replay.next().await?.is_some() {}
     let in_baseline = baseline.survey.as_ref().map_or(0, |survey| survey.db_max);
     Ok(Examined { db_max: replay.db_max().max(in_baseline), baseline })

@@ -19,11 +19,12 @@ use super::client::encode;
 use super::rdb;
 use super::replay::Replay;
 use super::resp::{Kind, Scanner};
+use super::{examine, walk};
 use crate::durable;
-use crate::engine::{Needs, Target, TargetOptions, Work, unfinished};
+use crate::engine::{Expired, Needs, Target, TargetOptions, Ttl, Work, unfinished};
 use crate::error::{Class, Context, Error, Result};
 use crate::manifest::BaselineMeta;
-use crate::record::{Applied, Cut, OpenLog, Server};
+use crate::record::{Applied, Cut, OpenBaseline, OpenLog, Server};
 use bytes::Bytes;
 use std::fmt::Write as _;
 use std::io::{ErrorKind, Read};
@@ -57,12 +58,13 @@ pub struct RedisFolder {
     dir: PathBuf,
     increments: u32,
     databases: u32,
+    unknown_commands: Vec<String>,
 }
 
 impl RedisFolder {
     /// The folder `dir`, which must not exist or be empty.
     pub fn new(options: TargetOptions, dir: PathBuf) -> Self {
-        Self { options, dir, increments: 0, databases: DATABASES_MIN }
+        Self { options, dir, increments: 0, databases: DATABASES_MIN, unknown_commands: vec![] }
     }
 
     fn append_dir(&self) -> PathBuf {
@@ -91,6 +93,13 @@ impl RedisFolder {
         unfinished::begin(&self.dir, &OWN)?;
         durable::create_dir_all(&self.append_dir())?;
         let mut base = Output::create(self.append_dir().join(BASE)).await?;
+        if let Some(by_ms) = self.options.expiry.by_ms() {
+            let mut pieces = walk::flow::shift(pieces, by_ms);
+            while let Some(piece) = pieces.recv().await.transpose()? {
+                base.write(&piece).await?;
+            }
+            return base.close().await;
+        }
         let mut check = rdb::Check::new();
         while let Some(piece) = pieces.recv().await.transpose()? {
             check.update(&piece);
@@ -114,7 +123,8 @@ impl RedisFolder {
         log: OpenLog,
         cut: &Cut,
     ) -> Result<Applied> {
-        let mut replay = Replay::new(log(), &baseline.position, cut, None)?;
+        let mut replay =
+            Replay::new(log(), &baseline.position, cut, None)?.moved(self.options.expiry.by_ms());
         let mut file = self.next_increment(baseline.position.db).await?;
         // Length of the file up to the end of the last whole record.
         let mut whole = file.len;
@@ -137,6 +147,7 @@ impl RedisFolder {
         file.close().await?;
         self.databases = self.databases.max(replay.db_max().saturating_add(1));
         self.write_configuration()?;
+        self.unknown_commands = replay.unknown_commands();
         Ok(replay.finish().await)
     }
 
@@ -224,8 +235,39 @@ impl Target for RedisFolder {
     fn preflight<'a>(&'a mut self, needs: &'a Needs) -> Work<'a, Server> {
         Box::pin(async move {
             self.check_fresh()?;
+            if self.options.expiry.ttl == Ttl::Persist {
+                return Err(Error::usage("--ttl persist needs a running target")
+                    .hint("start an empty server and name it with --target"));
+            }
             // No server is there yet: the files are those of the version captured.
             Ok(Server { version: needs.version.clone(), identity: String::new() })
+        })
+    }
+
+    fn reads_ahead(&self) -> bool {
+        self.options.expiry.by_ms().is_some()
+    }
+
+    fn examine<'a>(
+        &'a mut self,
+        baseline: &'a BaselineMeta,
+        open: OpenBaseline,
+        log: OpenLog,
+        cut: &'a Cut,
+    ) -> Work<'a, ()> {
+        let by_ms = self.options.expiry.by_ms();
+        Box::pin(async move { examine::examine(baseline, &open, &log, cut, by_ms).await.map(drop) })
+    }
+
+    fn expired(&self) -> Option<Expired> {
+        let expiry = self.options.expiry;
+        Some(Expired {
+            policy: expiry.ttl,
+            shift_ms: expiry.by_ms(),
+            unknown_commands: self.unknown_commands.clone(),
+            not_counted: (expiry.ttl == Ttl::Absolute)
+                .then(|| "no server has them yet; it tells when it is started".into()),
+            ..Expired::default()
         })
     }
 

@@ -4,8 +4,8 @@
 //!   (time index), `history` (why a stream did not go on), `baseline`, `locate`, `find` (places that people name),
 //!   `hold` (where the stream ends, with writes held meanwhile);
 //! - restore: [`RedisServer`] and [`RedisFolder`] over `replay` (what of the stream is executed),
-//!   `examine` (whether the target can take it), `walk` (an RDB file's outer form) and `serve`
-//!   (pitr as a master);
+//!   `examine` (whether the target can take it), `serve` (pitr as a master), `walk` (an RDB file's
+//!   outer form), and for expiries `shift` (those of the stream), `lapsed` and `settle`;
 //! - compare: `digest`;
 //! - shared: `resp` (the stream's form), `records` (what ends where in it), `rdb` (a file's head and checksum), `version` (who can
 //!   read what), `control` (ordinary commands).
@@ -29,9 +29,12 @@ mod hold;
 mod tail;
 mod locate;
 mod find;
+mod shift;
 mod replay;
 mod walk;
 mod examine;
+mod lapsed;
+mod settle;
 mod serve;
 mod target;
 mod folder;

@@ -1,7 +1,8 @@
 //! Turns an archived stream into what a restored server is to execute.
 //!
 //! Everything from the baseline's place up to the cut passes through unchanged, except what
-//! concerns only the replicas and subscribers of that moment (PING, REPLCONF, PUBLISH). In front
+//! concerns only the replicas and subscribers of that moment (PING, REPLCONF, PUBLISH), and expiries
+//! where they are to be moved. In front
 //! comes the SELECT that the baseline's place needs.
 //!
 //! **Invariant:** a replay reaches the cut or fails: a stream that ends early, has a hole or does
@@ -11,6 +12,7 @@
 use super::client::encode;
 use super::examine::check_databases;
 use super::resp::{Kind, Scanner};
+use super::shift::Shift;
 use crate::error::{Error, Result};
 use crate::position::Position;
 use crate::record::{Applied, Cut, Landing, Piece};
@@ -48,6 +50,8 @@ pub(super) struct Replay {
     cut: Position,
     /// How many databases the target has, if that is known.
     databases: Option<u32>,
+    /// Moves expiries, if they are to be moved.
+    shift: Option<Shift>,
     scanner: Option<Scanner>,
     /// The log that the scanner stands in.
     log: String,
@@ -87,6 +91,7 @@ impl Replay {
             begin: begin.clone(),
             cut: cut.clone(),
             databases,
+            shift: None,
             scanner: None,
             log: String::new(),
             unread: Bytes::new(),
@@ -99,6 +104,16 @@ impl Replay {
             reached: begin.offset,
             db_max: begin.db,
         })
+    }
+
+    /// The same, with so many ms added to every expiry.
+    pub(super) fn moved(self, by_ms: Option<i64>) -> Self {
+        Self { shift: by_ms.map(Shift::new), ..self }
+    }
+
+    /// Commands met whose expiries, if they have any, could not be moved.
+    pub(super) fn unknown_commands(&self) -> Vec<String> {
+        self.shift.as_ref().map(Shift::unknown).unwrap_or_default()
     }
 
     /// The next bytes; `None` at the cut. Cancelling this loses nothing.
@@ -242,13 +257,13 @@ impl Replay {
             if let (Fate::Undecided, Some(kind)) = (&self.fate, kind) {
                 self.fate = if kind.is_chatter() { Fate::Drop } else { Fate::Pass };
                 if matches!(self.fate, Fate::Pass) {
-                    step.bytes.append(&mut self.held);
+                    emit(&mut self.shift, &self.held, &mut step.bytes)?;
                 }
                 self.held.clear();
             }
             match self.fate {
                 Fate::Undecided => self.held.extend_from_slice(part),
-                Fate::Pass => step.bytes.extend_from_slice(part),
+                Fate::Pass => emit(&mut self.shift, part, &mut step.bytes)?,
                 Fate::Drop => {}
             }
             if let Some(command) = command {
@@ -314,6 +329,17 @@ impl Replay {
                 Some(Piece::Log { at, .. }) => self.enter(at)?,
                 Some(Piece::Bytes(_)) | None => return Ok(None),
             }
+        }
+    }
+}
+
+/// Passes bytes of commands on.
+fn emit(shift: &mut Option<Shift>, bytes: &[u8], out: &mut Vec<u8>) -> Result<()> {
+    match shift {
+        Some(shift) => shift.feed(bytes, out),
+        None => {
+            out.extend_from_slice(bytes);
+            Ok(())
         }
     }
 }

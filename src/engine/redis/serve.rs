@@ -230,6 +230,12 @@ impl Replica {
         self.write(format!("+FULLRESYNC {replid} 0\r\n${len}\r\n").as_bytes()).await
     }
 
+    /// Announces a full copy whose length is not known; it ends with `mark`, of 40 bytes.
+    pub(super) async fn begin_marked_copy(&mut self, replid: &str, mark: &str) -> Result<()> {
+        debug_assert!(is_replid(replid), "a replication id has 40 digits");
+        self.write(format!("+FULLRESYNC {replid} 0\r\n$EOF:{mark}\r\n").as_bytes()).await
+    }
+
     /// Sends bytes of the full copy.
     pub(super) async fn copy(&mut self, bytes: &[u8]) -> Result<()> {
         self.write(bytes).await

@@ -9,8 +9,10 @@
 use super::control::Control;
 use super::replay::Replay;
 use super::serve::{Master, Replica};
-use super::{examine, rdb, version};
-use crate::engine::{Endpoint, Needs, Target, TargetOptions, Work};
+use super::walk::flow::shift;
+use super::{examine, lapsed, rdb, settle, version};
+use crate::engine::OUT_OF_THE_WAY_MS;
+use crate::engine::{Endpoint, Expired, Needs, Target, TargetOptions, Ttl, Work};
 use crate::error::{Class, Error, Result};
 use crate::manifest::BaselineMeta;
 use crate::record::{Applied, Cut, OpenBaseline, OpenLog, Server};
@@ -40,6 +42,7 @@ pub struct RedisServer {
     options: TargetOptions,
     endpoint: Endpoint,
     state: State,
+    expired: Option<Expired>,
 }
 
 /// How far the restore is.
@@ -51,9 +54,18 @@ enum State {
     /// It has the baseline and is our replica.
     Loaded(Fitness, Replica),
     /// It has everything up to the cut and is our replica.
-    Replayed(Fitness, Replica),
+    Replayed(Fitness, Replayed),
     /// A step failed.
     Failed,
+}
+
+/// A target behind the last record.
+#[derive(Debug)]
+struct Replayed {
+    replica: Replica,
+    /// Whether a command of ours may follow.
+    between_records: bool,
+    unknown_commands: Vec<String>,
 }
 
 /// What is known of the target before anything is done to it.
@@ -68,7 +80,7 @@ struct Fitness {
 impl RedisServer {
     /// A target at `endpoint`. Connects to nothing yet.
     pub fn new(options: TargetOptions, endpoint: Endpoint) -> Self {
-        Self { options, endpoint, state: State::New }
+        Self { options, endpoint, state: State::New, expired: None }
     }
 
     fn take_state(&mut self) -> State {
@@ -127,7 +139,7 @@ impl RedisServer {
     async fn send_baseline(
         &self,
         baseline: &BaselineMeta,
-        mut pieces: mpsc::Receiver<Result<Bytes>>,
+        pieces: mpsc::Receiver<Result<Bytes>>,
     ) -> Result<Replica> {
         let master = Master::bind(self.options.listen, &self.endpoint).await?;
         let mut control = Control::connect(&self.endpoint).await?;
@@ -135,7 +147,34 @@ impl RedisServer {
         let () = control.ask(&["REPLICAOF", &ip, &port]).await?;
         let mut replica = master.accept().await?;
         let replid = format!("{REPLID_HEAD}{:032x}", rand::random::<u128>());
-        replica.begin_copy(&replid, baseline.bytes_raw).await?;
+        match self.options.expiry.by_ms() {
+            None => Self::copy(&mut replica, &replid, baseline, pieces).await?,
+            Some(by_ms) => {
+                let mark = format!("{:032x}{:08x}", rand::random::<u128>(), rand::random::<u32>());
+                replica.begin_marked_copy(&replid, &mark).await?;
+                // What is wrong with the file comes as an error before its last piece.
+                let mut pieces = shift(pieces, by_ms);
+                while let Some(piece) = pieces.recv().await.transpose()? {
+                    replica.copy(&piece).await?;
+                }
+                replica.copy(mark.as_bytes()).await?;
+            }
+        }
+        // Its first acknowledgement says that it has loaded the file.
+        while replica.applied(0, Instant::now() + PING_AFTER).await?.is_none() {
+            replica.say(&[b"PING"]).await?;
+        }
+        Ok(replica)
+    }
+
+    /// Sends the baseline as it is.
+    async fn copy(
+        replica: &mut Replica,
+        replid: &str,
+        baseline: &BaselineMeta,
+        mut pieces: mpsc::Receiver<Result<Bytes>>,
+    ) -> Result<()> {
+        replica.begin_copy(replid, baseline.bytes_raw).await?;
         let mut check = rdb::Check::new();
         // The last piece goes only once the file is known to be sound: a target that gets less
         // than was announced keeps what it has, which is nothing.
@@ -156,24 +195,20 @@ impl RedisServer {
             )));
         }
         check.finish().map_err(|e| e.context(&baseline.name))?;
-        replica.copy(&last).await?;
-        // Its first acknowledgement says that it has loaded the file.
-        while replica.applied(0, Instant::now() + PING_AFTER).await?.is_none() {
-            replica.say(&[b"PING"]).await?;
-        }
-        Ok(replica)
+        replica.copy(&last).await
     }
 
     /// Sends the stream up to the cut, and waits until the target has applied it.
     async fn send_stream(
         &self,
-        replica: &mut Replica,
+        mut replica: Replica,
         fitness: Fitness,
         baseline: &BaselineMeta,
         log: OpenLog,
         cut: &Cut,
-    ) -> Result<Applied> {
-        let mut replay = Replay::new(log(), &baseline.position, cut, fitness.databases)?;
+    ) -> Result<(Applied, Replayed)> {
+        let mut replay = Replay::new(log(), &baseline.position, cut, fitness.databases)?
+            .moved(self.options.expiry.by_ms());
         let mut held = vec![];
         // Our own count behind the last record sent.
         let mut whole = replica.sent();
@@ -219,15 +254,22 @@ impl RedisServer {
                 "the target is at {applied} although the last record ends at {whole}"
             )));
         }
-        Ok(replay.finish().await)
+        let unknown_commands = replay.unknown_commands();
+        let applied = replay.finish().await;
+        Ok((applied, Replayed { replica, between_records, unknown_commands }))
     }
 
     /// Makes the target a master and checks it.
-    async fn promote(&self, fitness: Fitness, applied: &Applied) -> Result<String> {
+    async fn promote(
+        &self,
+        fitness: Fitness,
+        replayed: &mut Replayed,
+        applied: &Applied,
+    ) -> Result<(String, Expired)> {
         let mut control = Control::connect(&self.endpoint).await?;
         let failed = failures(&mut control).await?.saturating_sub(fitness.failures);
         let before = keys(&mut control).await?;
-        let expired_before = expired(&mut control).await?;
+        let mut expired = self.count_lapsed(&mut control, replayed, &before).await?;
         let () = control.ask(&["REPLICAOF", "NO", "ONE"]).await?;
         let deadline = Instant::now() + PROMOTION_MAX;
         while control.info("replication").await?.get("role").is_none_or(|role| role != "master") {
@@ -244,12 +286,63 @@ impl RedisServer {
             )
             .hint("its log names them; a module or a renamed command may be missing there"));
         }
-        let expired = expired(&mut control).await?.saturating_sub(expired_before);
-        Ok(format!(
+        if self.options.expiry.ttl == Ttl::Persist {
+            let at_ms = self.options.expiry.at_ms() + OUT_OF_THE_WAY_MS;
+            let settled = settle::persist(&mut control, &before.databases, at_ms).await?;
+            expired.persisted = Some(settled.persisted);
+            expired.expired_before = Some(settled.deleted);
+        }
+        let said = format!(
             "the server acknowledged the last of {} records and none failed; it held {} keys in \
-             {} databases, {} of them with an expiry, and {expired} have expired since",
-            applied.records, before.keys, before.databases, before.expires
-        ))
+             {} databases, {} of them with an expiry",
+            applied.records,
+            before.keys,
+            before.databases.len(),
+            before.expires
+        );
+        Ok((said, expired))
+    }
+
+    /// Says what becomes of expiries, and counts what has passed while the target is our replica.
+    async fn count_lapsed(
+        &self,
+        control: &mut Control,
+        replayed: &mut Replayed,
+        holdings: &Holdings,
+    ) -> Result<Expired> {
+        let expiry = self.options.expiry;
+        let mut expired = Expired {
+            policy: expiry.ttl,
+            unknown_commands: std::mem::take(&mut replayed.unknown_commands),
+            ..Expired::default()
+        };
+        match expiry.ttl {
+            Ttl::Shift => expired.shift_ms = expiry.by_ms(),
+            Ttl::Persist => {}
+            Ttl::Absolute if holdings.expires == 0 => {
+                (expired.lapsed, expired.expired_before) = (Some(0), Some(0));
+            }
+            Ttl::Absolute if !replayed.between_records => {
+                expired.not_counted = Some("the instant lies within a long record".into());
+            }
+            Ttl::Absolute => {
+                let now_ms = control.time().await?.as_micros().div_euclid(1000);
+                let replica = &mut replayed.replica;
+                let databases = &holdings.databases;
+                let at_ms = expiry.at_ms();
+                match lapsed::count(replica, control, databases, at_ms, now_ms).await? {
+                    Some(found) => {
+                        expired.lapsed = Some(found.since);
+                        expired.expired_before = Some(found.before);
+                    }
+                    None => {
+                        let why = "the server does not run scripts, or its keys moved meanwhile";
+                        expired.not_counted = Some(why.into());
+                    }
+                }
+            }
+        }
+        Ok(expired)
     }
 
     /// After a failure: the target must not go on asking us for data.
@@ -278,6 +371,10 @@ impl Target for RedisServer {
         })
     }
 
+    fn expired(&self) -> Option<Expired> {
+        self.expired.clone()
+    }
+
     fn reads_ahead(&self) -> bool {
         true
     }
@@ -293,7 +390,8 @@ impl Target for RedisServer {
             let State::Fit(fitness) = &self.state else {
                 return Err(Error::bug("examine without preflight"));
             };
-            let found = examine::examine(baseline, &open, &log, cut).await?;
+            let by_ms = self.options.expiry.by_ms();
+            let found = examine::examine(baseline, &open, &log, cut, by_ms).await?;
             if let Err(unknown) = &found.baseline.survey {
                 tracing::warn!(
                     target_server = %self.endpoint,
@@ -332,12 +430,12 @@ impl Target for RedisServer {
         cut: &'a Cut,
     ) -> Work<'a, Applied> {
         Box::pin(async move {
-            let State::Loaded(fitness, mut replica) = self.take_state() else {
+            let State::Loaded(fitness, replica) = self.take_state() else {
                 return Err(Error::bug("replay without load"));
             };
-            match self.send_stream(&mut replica, fitness, baseline, log, cut).await {
-                Ok(applied) => {
-                    self.state = State::Replayed(fitness, replica);
+            match self.send_stream(replica, fitness, baseline, log, cut).await {
+                Ok((applied, replayed)) => {
+                    self.state = State::Replayed(fitness, replayed);
                     Ok(applied)
                 }
                 Err(error) => Err(self.let_go(error).await),
@@ -347,13 +445,15 @@ impl Target for RedisServer {
 
     fn finish<'a>(&'a mut self, applied: &'a Applied) -> Work<'a, String> {
         Box::pin(async move {
-            let State::Replayed(fitness, replica) = self.take_state() else {
+            let State::Replayed(fitness, mut replayed) = self.take_state() else {
                 return Err(Error::bug("finish without replay"));
             };
-            let said = self.promote(fitness, applied).await;
+            let promoted = self.promote(fitness, &mut replayed, applied).await;
             // The connection stands until here: a target that lost it would only try again.
-            drop(replica);
-            said
+            drop(replayed);
+            let (said, expired) = promoted?;
+            self.expired = Some(expired);
+            Ok(said)
         })
     }
 }
@@ -397,10 +497,6 @@ async fn failures(control: &mut Control) -> Result<u64> {
     stat(control, "unexpected_error_replies").await
 }
 
-async fn expired(control: &mut Control) -> Result<u64> {
-    stat(control, "expired_keys").await
-}
-
 async fn stat(control: &mut Control, name: &str) -> Result<u64> {
     let stats = control.info("stats").await?;
     stats.get(name).and_then(|n| n.parse().ok()).ok_or_else(|| {
@@ -411,7 +507,8 @@ async fn stat(control: &mut Control, name: &str) -> Result<u64> {
 /// How much a server holds.
 #[derive(Debug, Default)]
 struct Holdings {
-    databases: u64,
+    /// The databases that have keys, with how many.
+    databases: Vec<(u32, u64)>,
     keys: u64,
     expires: u64,
 }
@@ -419,10 +516,11 @@ struct Holdings {
 async fn keys(control: &mut Control) -> Result<Holdings> {
     let mut sum = Holdings::default();
     for (name, fields) in control.info("keyspace").await? {
-        if name.starts_with("db") {
-            sum.databases += 1;
-            sum.keys += field(&fields, "keys").unwrap_or(0);
+        if let Some(db) = name.strip_prefix("db").and_then(|number| number.parse().ok()) {
+            let keys = field(&fields, "keys").unwrap_or(0);
+            sum.keys += keys;
             sum.expires += field(&fields, "expires").unwrap_or(0);
+            sum.databases.push((db, keys));
         }
     }
     Ok(sum)

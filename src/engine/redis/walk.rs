@@ -50,6 +50,11 @@ pub(super) fn walk(from: impl BufRead, to: impl Write, by_ms: i64) -> Result<Sur
     Ok(walk.survey)
 }
 
+/// Whether values of this type carry expiries of their own.
+pub(super) fn has_field_expiries(kind: u8) -> bool {
+    (kind::HASH_VALKEY..=kind::HASH_LISTPACK_EX).contains(&kind)
+}
+
 /// Marks between keys (`rdb.h`, `RDB_OPCODE_*`).
 mod opcode {
     pub(super) const SLOT_INFO: u8 = 244;
@@ -447,7 +452,7 @@ fn out_of_range() -> Error {
 }
 
 /// An expiry moved by some ms. What is not positive means "none" in some of the forms.
-fn moved(at: i64, by_ms: i64) -> Option<i64> {
+pub(super) fn moved(at: i64, by_ms: i64) -> Option<i64> {
     at.checked_add(by_ms).filter(|moved| *moved > 0 || by_ms == 0)
 }
 

@@ -117,6 +117,7 @@ pub(crate) fn options(destination: Destination) -> TargetOptions {
         listen: None,
         apply: pitr::engine::Apply::default(),
         databases: vec![],
+        expiry: pitr::engine::Expiry::default(),
         clean: false,
     }
 }

@@ -6,7 +6,8 @@ use pitr::clock::Timestamp;
 use pitr::engine::digest::Digest;
 use pitr::engine::redis::RedisSource;
 use pitr::engine::{
-    Destination, Endpoint, Needs, Source, SourceOptions, Target, TargetOptions, open_target,
+    Destination, Endpoint, Expired, Expiry, Needs, Source, SourceOptions, Target, TargetOptions,
+    open_target,
 };
 use pitr::error::Error;
 use pitr::manifest::{BaselineMeta, EngineKind, FORMAT};
@@ -314,6 +315,17 @@ pub(super) struct Restored {
     _dir: Option<tempfile::TempDir>,
 }
 
+impl Restored {
+    pub(super) fn new(
+        server: RedisServer,
+        applied: Applied,
+        check: String,
+        dir: Option<tempfile::TempDir>,
+    ) -> Self {
+        Self { server, applied, check, _dir: dir }
+    }
+}
+
 impl Way {
     /// Restores up to `cut`, and starts the folder if it is one.
     pub(super) async fn restore(self, kept: &Kept, cut: &Cut) -> Result<Restored, Error> {
@@ -374,29 +386,48 @@ pub(super) fn options_at(destination: Destination) -> TargetOptions {
         listen: None,
         apply: pitr::engine::Apply::default(),
         databases: vec![],
+        expiry: Expiry::default(),
         clean: false,
     }
 }
 
 pub(super) fn server_target(server: &RedisServer) -> Box<dyn Target> {
-    open_target(options_at(Destination::Running(endpoint(server))))
+    server_with(server, Expiry::default())
+}
+
+pub(super) fn server_with(server: &RedisServer, expiry: Expiry) -> Box<dyn Target> {
+    let options = options_at(Destination::Running(endpoint(server)));
+    open_target(TargetOptions { expiry, ..options })
 }
 
 pub(super) fn folder(dir: &Path) -> Box<dyn Target> {
-    open_target(options_at(Destination::Folder(dir.to_owned())))
+    folder_with(dir, Expiry::default())
+}
+
+pub(super) fn folder_with(dir: &Path, expiry: Expiry) -> Box<dyn Target> {
+    open_target(TargetOptions { expiry, ..options_at(Destination::Folder(dir.to_owned())) })
 }
 
 /// All steps of a restore, in their order.
 pub(super) async fn restore(
-    mut target: Box<dyn Target>,
+    target: Box<dyn Target>,
     kept: &Kept,
     cut: &Cut,
 ) -> Result<(Applied, String), Error> {
+    restore_and(target, kept, cut).await.map(|(applied, check, _)| (applied, check))
+}
+
+/// The same, and what became of expiries.
+pub(super) async fn restore_and(
+    mut target: Box<dyn Target>,
+    kept: &Kept,
+    cut: &Cut,
+) -> Result<(Applied, String, Option<Expired>), Error> {
     target.preflight(&kept.needs()).await?;
     let (meta, _) = kept.baseline();
     target.examine(&meta, kept.open_baseline(), kept.open_log(), cut).await?;
     target.load(&meta, kept.open_baseline()().unwrap()).await?;
     let applied = target.replay(&meta, kept.open_log(), cut).await?;
     let check = target.finish(&applied).await?;
-    Ok((applied, check))
+    Ok((applied, check, target.expired()))
 }

@@ -344,6 +344,32 @@ async fn a_baseline_of_a_newer_form_is_noticed_before_the_target_changes() {
     assert_eq!(target.cmd::<u32>(&["DBSIZE"]).await, 0);
 }
 
+/// Their forms of RDB are newer, or another family's.
+#[rstest]
+#[case("redis-server-8", "redis-server")]
+#[case("redis-server-8", "valkey-server")]
+#[case("valkey-server", "redis-server")]
+#[case("valkey-server", "redis-server-8")]
+#[tokio::test]
+async fn an_archive_that_the_target_cannot_load_is_refused(#[case] from: &str, #[case] into: &str) {
+    let source = RedisServer::start_program(from, &FAST).await;
+    let capture = Capture::start(&source, None);
+    capture.opened().await;
+    source.cmd::<()>(&["SET", "a", "1"]).await;
+    let cut = Cut::At(capture.caught_up(&source).await);
+    let mut kept = capture.stop().await;
+    let target = RedisServer::start_program(into, &[]).await;
+    let error = restore(server_target(&target), &kept, &cut).await.unwrap_err();
+    assert_eq!(error.class(), Class::Refused, "{error}");
+    assert!(error.to_string().contains("cannot take the data of version"), "{error}");
+    // The file itself is looked at, too, whatever the versions say.
+    kept.server.version = "7.0.0".into();
+    let error = restore(server_target(&target), &kept, &cut).await.unwrap_err();
+    assert_eq!(error.class(), Class::Refused, "{error}");
+    assert!(error.to_string().contains("cannot load the baseline"), "{error}");
+    assert!(!target.log().contains("REPLICA OF"), "{}", target.log());
+}
+
 #[tokio::test]
 async fn a_command_that_fails_on_the_target_fails_the_restore() {
     let (mut kept, _) = small_history(10).await;

@@ -1,11 +1,14 @@
-//! A baseline's pieces, read as a file by a thread that may wait for them.
+//! A baseline's pieces, read and written as a file by a thread that may wait for them.
 
 use super::{Survey, walk};
 use crate::engine::redis::rdb::{self, Fields};
-use crate::error::{Class, Context, Result};
+use crate::error::{Class, Context, Error, Result};
 use bytes::{Buf, Bytes};
-use std::io::{self, BufRead, Read};
+use std::io::{self, BufRead, BufWriter, Read, Write};
 use tokio::sync::mpsc;
+
+/// Length of the pieces that are handed on.
+const PIECE_BYTES: usize = 256 << 10;
 
 type Pieces = mpsc::Receiver<Result<Bytes>>;
 
@@ -21,14 +24,14 @@ pub(in crate::engine::redis) struct Look {
     pub(in crate::engine::redis) survey: Result<Survey>,
 }
 
-/// Reads a baseline to its end.
+/// Reads a baseline to its end, and tries to move its expiries.
 ///
 /// # Errors
 /// Corrupt, if it is damaged.
-pub(in crate::engine::redis) async fn look(pieces: Pieces) -> Result<Look> {
+pub(in crate::engine::redis) async fn look(pieces: Pieces, by_ms: i64) -> Result<Look> {
     let reading = tokio::task::spawn_blocking(move || {
         let mut from = From::new(pieces);
-        let survey = walk(&mut from, io::sink(), 0);
+        let survey = walk(&mut from, io::sink(), by_ms);
         // A wrong checksum explains everything else.
         let fields = from.finish()?;
         match survey {
@@ -37,6 +40,27 @@ pub(in crate::engine::redis) async fn look(pieces: Pieces) -> Result<Look> {
         }
     });
     reading.await.class(Class::Bug, || "look through a baseline".into())?
+}
+
+/// The baseline with `by_ms` added to every expiry. An error comes in place of the last piece.
+pub(in crate::engine::redis) fn shift(pieces: Pieces, by_ms: i64) -> Pieces {
+    let (send, receive) = mpsc::channel(2);
+    std::thread::spawn(move || {
+        let mut from = From::new(pieces);
+        let mut to = BufWriter::with_capacity(PIECE_BYTES, To { send: send.clone(), held: None });
+        let moved = walk(&mut from, &mut to, by_ms);
+        let moved = from.finish().and(moved);
+        // What was not flushed is of no use, and must not be sent when the writer is dropped.
+        let (to, _) = to.into_parts();
+        let last = match (moved, to.held) {
+            (Ok(_), Some(last)) => Ok(last),
+            (Ok(_), None) => return,
+            (Err(error), _) => Err(error),
+        };
+        // Nobody may be there any more; then nobody wants to know.
+        drop(send.blocking_send(last));
+    });
+    receive
 }
 
 /// Reads pieces, and checks them as it goes.
@@ -83,5 +107,25 @@ impl Read for From {
         let read = self.fill_buf()?.read(buffer)?;
         self.consume(read);
         Ok(read)
+    }
+}
+
+/// Hands pieces on, the last one only once all is known to be right.
+struct To {
+    send: mpsc::Sender<Result<Bytes>>,
+    held: Option<Bytes>,
+}
+
+impl Write for To {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if let Some(piece) = self.held.replace(Bytes::copy_from_slice(bytes)) {
+            let gone = |_| io::Error::other(Error::new(Class::Interrupted, "nobody reads on"));
+            self.send.blocking_send(Ok(piece)).map_err(gone)?;
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
