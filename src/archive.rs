@@ -3,14 +3,16 @@
 //! The catalog knows sealed segments. What a running daemon writes, or a crash left, is an open
 //! segment: it is read block by block. Both together are the history that a restore plans with.
 
+mod keeping;
 mod marks;
 mod protection;
 
+pub use keeping::Forgotten;
 pub use protection::Lapse;
 
 use crate::catalog::Catalog;
 use crate::clock::Timestamp;
-use crate::durable;
+use crate::durable::{self, Lock};
 use crate::error::{Class, Context, Error, Result};
 use crate::manifest::{
     ArchiveMeta, BaselineMeta, EngineKind, FORMAT, Gap, PlacedLandmark, SegmentHeader, SegmentMeta,
@@ -28,9 +30,13 @@ use std::fs::File;
 use std::io::{BufReader, ErrorKind};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// How many rows of segments are read at once.
 const PAGE: usize = 1000;
+
+/// How long a reader waits for a deletion to end.
+const READING_PATIENCE: Duration = Duration::from_mins(1);
 
 /// A segment's file, opened for reading.
 pub type SegmentReader = Reader<BufReader<File>>;
@@ -276,6 +282,7 @@ impl Archive {
                 });
             }
         }
+        let baselines = self.baselines(source)?;
         let (mut joins, mut forks) = (Vec::new(), Vec::new());
         for (header, end) in self.joins(source, &open)? {
             let Some(continues) = header.continues else { continue };
@@ -289,6 +296,11 @@ impl Archive {
                     let until = shared.totals.known_until;
                     forks.push(Branch { timeline: header.timeline, from, number, until });
                 }
+                continue;
+            }
+            if end.is_none() && !baselines.iter().any(|b| b.timeline == continues.timeline) {
+                // Nothing is left of it: as with a first segment that others stood before, what
+                // was deleted is no hole in what is there.
                 continue;
             }
             let is_whole = end.is_some_and(|end| {
@@ -311,10 +323,12 @@ impl Archive {
                 ),
             });
         }
-        let baselines = self.baselines(source)?;
         for baseline in &baselines {
-            if !timelines.iter().any(|(timeline, _)| *timeline == baseline.timeline) {
-                timelines.push((baseline.timeline, Some(baseline.at)));
+            match timelines.iter_mut().find(|(timeline, _)| *timeline == baseline.timeline) {
+                // The segments that told it were older than everything that is needed.
+                Some((_, until @ None)) => *until = Some(baseline.at),
+                Some(_) => {}
+                None => timelines.push((baseline.timeline, Some(baseline.at))),
             }
         }
         let source = source.to_owned();
@@ -569,6 +583,16 @@ pub fn log_head(store: &Local, reader: &mut SegmentReader) -> Result<Bytes> {
         head.truncate(LOG_HEAD_BYTES);
     }
     Ok(head.into())
+}
+
+/// Keeps others from deleting anything of the archive for as long as the result lives. Whoever
+/// reads for longer than a moment holds it; `None` where the file system knows no locks.
+///
+/// # Errors
+/// Usage, if the folder is no archive; busy, if something is deleted from it for very long.
+pub fn reading(root: &Path) -> Result<Option<Lock>> {
+    read_meta(root)?;
+    Lock::share(&root.join(names::ARCHIVE), READING_PATIENCE)
 }
 
 /// The name of a baseline's file within the archive.

@@ -7,6 +7,7 @@ mod progress;
 mod log;
 mod mark;
 mod restore;
+mod retention;
 
 use crate::archive::Archive;
 use crate::clock::{self, Target, Timestamp, in_zone};
@@ -74,6 +75,10 @@ enum Command {
     Export(ExportArgs),
     /// List moments that somebody may want to go back before
     Log(log::LogArgs),
+    /// Say what is older than it has to be, and delete it with --apply
+    Prune(retention::PruneArgs),
+    /// Keep a span of time restorable, whatever its age
+    Hold(retention::HoldArgs),
     /// Rebuild the catalog from the archive
     Reindex,
     /// Start scratch servers, work on them, break something, restore to just before, and compare
@@ -199,6 +204,8 @@ fn run(cli: Cli) -> Result<()> {
         Command::Restore(args) => restore::restore(&config, &args, cli.json),
         Command::Export(args) => export(&config, args, cli.json),
         Command::Log(args) => log::log(&config, &args, cli.json),
+        Command::Prune(args) => retention::prune(&config, &args, cli.json),
+        Command::Hold(args) => retention::hold(&config, &args, cli.json),
         Command::Reindex => reindex(&config, cli.json),
         Command::Demo { .. } | Command::Completions { .. } | Command::Man => Ok(()),
     }

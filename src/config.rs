@@ -8,6 +8,7 @@ use crate::clock::{Tz, host_zone};
 use crate::engine::{Endpoint, Secret, SourceOptions, TlsMode, TlsOptions};
 use crate::error::{Class, Context, Error, Result};
 use crate::manifest::{EngineKind, names};
+use crate::retention::Policy;
 use chrono::NaiveTime;
 use serde::Deserialize;
 use std::os::unix::fs::PermissionsExt;
@@ -32,6 +33,12 @@ pub const BASELINE_AT: &str = "02:00";
 /// How often the clock of a Redis source is sampled, in ms: how exactly an instant can be hit.
 pub const SAMPLE_MS: u64 = 100;
 
+/// The window of retention, in days: time to notice what went wrong, with a weekend and a holiday.
+pub const RETENTION_DAYS: u32 = 14;
+
+/// The newest baselines that stay, whatever their age: if one is damaged, there is another one.
+pub const RETENTION_MIN_BASELINES: usize = 2;
+
 /// A checked configuration.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -47,6 +54,8 @@ pub struct Config {
     pub baseline_at: NaiveTime,
     /// Zone of `baseline_at`.
     pub baseline_zone: Tz,
+    /// What is kept.
+    pub retention: Policy,
     /// When segments are sealed.
     pub sealing: Sealing,
     /// zstd level of segments and baselines.
@@ -62,6 +71,8 @@ struct File {
     source: Vec<SourceTable>,
     #[serde(default)]
     baseline: BaselineTable,
+    #[serde(default)]
+    retention: RetentionTable,
     #[serde(default)]
     segment: SegmentTable,
 }
@@ -93,6 +104,13 @@ struct SourceTable {
 struct BaselineTable {
     at: Option<String>,
     tz: Option<String>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct RetentionTable {
+    days: Option<u32>,
+    min_baselines: Option<usize>,
 }
 
 #[derive(Deserialize, Default)]
@@ -157,6 +175,11 @@ impl Config {
             Some(name) => parse_zone(name)?,
             None => zone,
         };
+        let days = file.retention.days.unwrap_or(RETENTION_DAYS);
+        let min_baselines = file.retention.min_baselines.unwrap_or(RETENTION_MIN_BASELINES);
+        if days == 0 || min_baselines == 0 {
+            return Err(Error::usage("retention: days and min_baselines are at least 1"));
+        }
         let max_bytes = file.segment.max_bytes.unwrap_or(SEGMENT_MAX_BYTES);
         let max_seconds = file.segment.max_seconds.unwrap_or(SEGMENT_MAX_SECONDS);
         let level = file.segment.level.unwrap_or(SEGMENT_LEVEL);
@@ -172,6 +195,7 @@ impl Config {
             sources,
             baseline_at,
             baseline_zone,
+            retention: Policy { days, min_baselines },
             sealing: Sealing { max_bytes, max_age: Duration::from_secs(max_seconds) },
             level,
         })
@@ -417,6 +441,8 @@ mod tests {
         let names: Vec<&str> = config.sources.iter().map(|s| s.name.as_str()).collect();
         assert_eq!(names, ["shop-mysql", "shop-redis"], "databases come before caches");
         assert_eq!(config.sealing.max_bytes, SEGMENT_MAX_BYTES);
+        let retention = Policy { days: RETENTION_DAYS, min_baselines: RETENTION_MIN_BASELINES };
+        assert_eq!(config.retention, retention);
     }
 
     #[test]
@@ -445,6 +471,16 @@ mod tests {
         let redis = MINIMAL
             .replace("url = \"redis://127.0.0.1:6379\"", "urls = [\"redis://a\", \"redis://b\"]");
         assert!(parse(&redis).is_err());
+    }
+
+    #[test]
+    fn retention_keeps_at_least_a_day_and_a_baseline() {
+        let with = |table: &str| parse(&format!("{MINIMAL}\n[retention]\n{table}"));
+        let config = with("days = 30\nmin_baselines = 3").unwrap();
+        assert_eq!(config.retention, Policy { days: 30, min_baselines: 3 });
+        for wrong in ["days = 0", "min_baselines = 0", "days = -1", "weeks = 2"] {
+            assert_eq!(with(wrong).unwrap_err().class(), Class::Usage, "{wrong}");
+        }
     }
 
     #[test]

@@ -6,6 +6,10 @@
 //!
 //! Commands reach the daemon as JSON lines through a socket in the archive's folder.
 
+mod pruning;
+
+pub use pruning::ask_prune;
+
 use crate::archive::{Archive, read_meta};
 use crate::baseline::{self, Label};
 use crate::capture::{CHUNKS_IN_FLIGHT, Capture, Shared};
@@ -17,7 +21,10 @@ use crate::error::{Class, Context, Error, Result};
 use crate::manifest::{BaselineMeta, NamedMark, names};
 use crate::mark;
 use crate::position::Position;
+use crate::prune;
+use crate::retention::Policy;
 use crate::schedule;
+use pruning::Pruning;
 use serde::{Deserialize, Serialize};
 use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::os::fd::AsRawFd;
@@ -103,6 +110,7 @@ enum Request {
     Baseline { source: String },
     Mark { name: String, barrier: bool, sources: Vec<String> },
     Cover { at: Timestamp, sources: Vec<String>, wait_ms: u64 },
+    Prune { policy: Policy, force: bool },
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -112,6 +120,7 @@ enum Reply {
     Baseline(Box<BaselineMeta>),
     Mark(Box<NamedMark>),
     Covered(bool),
+    Pruned(Box<prune::Report>),
     Failed { exit: u8, message: String, hint: Option<String> },
 }
 
@@ -290,7 +299,7 @@ async fn run_while<T>(
         tasks.spawn(supervise(Arc::clone(&station), config.clone(), stopped.clone()));
         tasks.spawn(keep_baselines(station, config.clone(), asked, stopped.clone()));
     }
-    tasks.spawn(serve(listener, stations.clone(), stopped));
+    tasks.spawn(serve(listener, root.clone(), stations.clone(), stopped));
     let result = working(stations.clone()).await;
     stopping.send_replace(true);
     for station in &stations {
@@ -443,12 +452,17 @@ async fn keep_baselines(
     // The unbroken history for which a baseline was looked for, by its first timeline, and when
     // its newest one was begun.
     let mut newest: (u32, Option<Timestamp>) = (0, None);
+    let mut pruning = Pruning::default();
     loop {
         let ask = tokio::select! {
             ask = asked.recv() => ask,
             () = tokio::time::sleep(BASELINE_LOOK) => None,
             () = until_set(&mut stopped) => return Ok(()),
         };
+        tokio::select! {
+            () = pruning.turn(&config, &station.options.name) => {}
+            () = until_set(&mut stopped) => return Ok(()),
+        }
         let timeline = station.shared.unbroken_from();
         let ready =
             station.automatic && station.shared.is_streaming() && Instant::now() >= not_before;
@@ -475,6 +489,10 @@ async fn keep_baselines(
             Ok(meta) => {
                 tracing::info!(source = %station.options.name, "baseline {} at {}", meta.name, meta.at);
                 newest = (timeline, Some(meta.begun_at));
+                // With one more baseline, an older one may be needed no longer.
+                if station.automatic && ask.is_none() {
+                    pruning.ask();
+                }
             }
             Err(error) => {
                 // Whoever asked is told anyway.
@@ -547,6 +565,7 @@ fn listen(root: &Path) -> Result<UnixListener> {
 
 async fn serve(
     listener: UnixListener,
+    root: PathBuf,
     stations: Vec<Arc<Station>>,
     mut stopped: watch::Receiver<bool>,
 ) -> Result<()> {
@@ -557,9 +576,9 @@ async fn serve(
             () = until_set(&mut stopped) => return Ok(()),
             visit = listener.accept() => match visit {
                 Ok((stream, _)) => {
-                    let stations = Arc::clone(&stations);
+                    let (root, stations) = (root.clone(), Arc::clone(&stations));
                     visits.spawn(async move {
-                        if let Err(error) = answer(stream, &stations).await {
+                        if let Err(error) = answer(stream, &root, &stations).await {
                             tracing::debug!("a command's connection: {error}");
                         }
                     });
@@ -574,13 +593,17 @@ async fn serve(
     }
 }
 
-async fn answer(mut stream: UnixStream, stations: &[Arc<Station>]) -> std::io::Result<()> {
+async fn answer(
+    mut stream: UnixStream,
+    root: &Path,
+    stations: &[Arc<Station>],
+) -> std::io::Result<()> {
     let (read, mut write) = stream.split();
     let mut line = String::new();
     let limited = tokio::io::AsyncReadExt::take(read, REQUEST_MAX);
     tokio::io::BufReader::new(limited).read_line(&mut line).await?;
     let reply = match serde_json::from_str(&line) {
-        Ok(request) => carry_out(request, stations).await,
+        Ok(request) => carry_out(request, root, stations).await,
         Err(error) => Err(Error::usage("not a request").source(error)),
     };
     let reply = reply.unwrap_or_else(|error| Reply::Failed {
@@ -605,8 +628,9 @@ fn streaming<'a>(stations: &'a [Arc<Station>], source: &str) -> Result<&'a Arc<S
     Err(Error::unavailable(format!("{source} is not streaming")).hint("`pitr windows` shows why"))
 }
 
-async fn carry_out(request: Request, stations: &[Arc<Station>]) -> Result<Reply> {
+async fn carry_out(request: Request, root: &Path, stations: &[Arc<Station>]) -> Result<Reply> {
     match request {
+        Request::Prune { policy, force } => pruning::carry_out(root, policy, force).await,
         Request::Status => Ok(Reply::Status(stations.iter().map(|s| s.status()).collect())),
         Request::Baseline { source } => {
             let station = streaming(stations, &source)?;
@@ -725,6 +749,7 @@ fn ask(root: &Path, request: &Request, patience: Option<Duration>) -> Result<Rep
                 Class::Gap,
                 Class::Corrupt,
                 Class::Refused,
+                Class::Busy,
             ];
             let class = classes.into_iter().find(|class| class.exit_code() == exit);
             let class = class.unwrap_or(Class::Bug);

@@ -7,6 +7,10 @@ use crate::error::{Class, Context, Error, Result};
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// How often it is looked whether a lock is free.
+const LOCK_LOOK: Duration = Duration::from_millis(50);
 
 /// Syncs a folder, so that the names in it are as durable as the bytes behind them.
 pub fn sync_dir(dir: &Path) -> Result<()> {
@@ -126,6 +130,57 @@ impl Lock {
             }
             Err(TryLockError::Error(error)) => {
                 Err(error).class(Class::Unavailable, || format!("lock {}", path.display()))
+            }
+        }
+    }
+
+    /// Takes a share of the lock on a file that exists, beside others who read what it stands for;
+    /// waits for up to `patience`. Needs no right to write.
+    ///
+    /// `None` where the file system knows no locks: nobody can be kept out there.
+    ///
+    /// # Errors
+    /// Busy, if another process keeps it for itself all that time.
+    pub fn share(path: &Path, patience: Duration) -> Result<Option<Self>> {
+        let file = File::open(path).unavailable(|| format!("open {}", path.display()))?;
+        let begun = Instant::now();
+        loop {
+            match file.try_lock_shared() {
+                Ok(()) => return Ok(Some(Self { _file: file, path: path.to_owned() })),
+                Err(TryLockError::WouldBlock) if begun.elapsed() < patience => {
+                    std::thread::sleep(LOCK_LOOK);
+                }
+                Err(TryLockError::WouldBlock) => {
+                    return Err(Error::busy(format!(
+                        "another pitr deletes from {}",
+                        path.display()
+                    ))
+                    .hint("try again when it is done"));
+                }
+                Err(TryLockError::Error(error)) if error.kind() == ErrorKind::Unsupported => {
+                    return Ok(None);
+                }
+                Err(TryLockError::Error(error)) => {
+                    return Err(error).unavailable(|| format!("lock {}", path.display()));
+                }
+            }
+        }
+    }
+
+    /// Takes the lock on a file that exists for this process alone, without waiting.
+    ///
+    /// # Errors
+    /// Busy, if anybody has a share of it.
+    pub fn exclude(path: &Path) -> Result<Self> {
+        let file = File::open(path).unavailable(|| format!("open {}", path.display()))?;
+        match file.try_lock() {
+            Ok(()) => Ok(Self { _file: file, path: path.to_owned() }),
+            Err(TryLockError::WouldBlock) => {
+                Err(Error::busy(format!("{} is being read", path.display()))
+                    .hint("try again when no restore, export or verification runs"))
+            }
+            Err(TryLockError::Error(error)) => {
+                Err(error).unavailable(|| format!("lock {}", path.display()))
             }
         }
     }

@@ -8,7 +8,7 @@
 //! **Invariant:** every segment is compared with its digest before a byte of it is written, and a
 //! final name is given only to bytes that are complete and synced.
 
-use crate::archive::{Archive, SegmentReader};
+use crate::archive::{Archive, SegmentReader, reading};
 use crate::clock::{Timestamp, Tz, in_zone};
 use crate::durable;
 use crate::engine::mysql::{Shape, file_head};
@@ -161,6 +161,7 @@ pub fn export(options: &Options, say: impl Fn(&str)) -> Result<Report> {
         ))
         .hint("`pitr restore --into DIR` makes an appendonlydir of a Redis source"));
     }
+    let _reading = reading(&options.archive)?;
     let archive = Archive::open_read_only(&options.archive)?;
     let history = archive.history(&options.source, options.engine)?;
     let mut timelines: Vec<u32> = history.timelines.iter().map(|(number, _)| *number).collect();

@@ -20,6 +20,7 @@ pub mod engine;
 
 // Decisions: values in, values out.
 pub mod plan;
+pub mod retention;
 pub mod schedule;
 
 // The archive as a whole.
@@ -31,6 +32,7 @@ pub mod baseline;
 pub mod capture;
 pub mod mark;
 pub mod restore;
+pub mod prune;
 pub mod export;
 
 // The process around the verbs.

@@ -410,6 +410,40 @@ pub struct StrangeEvent {
     pub seen_at: Timestamp,
 }
 
+/// A span of time that retention leaves restorable, whatever its age. One object for each source.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hold {
+    /// What it is released by.
+    pub name: String,
+    /// First instant.
+    pub from: Timestamp,
+    /// Last instant.
+    pub to: Timestamp,
+    /// When it was made, by pitr's clock.
+    pub made_at: Timestamp,
+}
+
+/// What retention deletes of a source: written before the first object goes, so that what is
+/// missing afterwards can be told from what was lost.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pruned {
+    /// When, by pitr's clock.
+    pub at: Timestamp,
+    /// The timelines whose oldest segments go.
+    pub timelines: Vec<PrunedTimeline>,
+    /// The baselines that go, by the names of their files within the archive.
+    pub baselines: Vec<String>,
+}
+
+/// The oldest segments of a timeline are gone, by a [`Pruned`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PrunedTimeline {
+    /// The timeline.
+    pub timeline: u32,
+    /// Every segment with a smaller number than this one.
+    pub before: u64,
+}
+
 /// A hole in what can be restored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Gap {
@@ -479,6 +513,32 @@ pub mod names {
             && name.len() <= 64
             && name.chars().all(allowed)
             && !name.starts_with(['.', '-'])
+    }
+
+    /// Folder of what is held of a source.
+    pub fn holds(source: &str) -> String {
+        format!("{source}/holds/")
+    }
+
+    /// A span of time that retention leaves alone.
+    pub fn hold(source: &str, name: &str) -> String {
+        format!("{source}/holds/hold-{name}.json")
+    }
+
+    /// Folder of the records of what retention deleted of a source.
+    pub fn pruned_folder(source: &str) -> String {
+        format!("{source}/pruned/")
+    }
+
+    /// The record of what retention deleted at one time. Names sort as times do.
+    pub fn pruned(source: &str, at: Timestamp) -> String {
+        format!("{source}/pruned/{:020}.json", at.as_micros().max(0))
+    }
+
+    /// Whether a name is one that [`pruned`] gives.
+    pub fn is_pruned(name: &str) -> bool {
+        let (folder, file) = name.rsplit_once('/').unwrap_or_default();
+        folder.ends_with("/pruned") && file.strip_suffix(".json").is_some()
     }
 
     /// Whether a name is one that [`strange_event`] gives.

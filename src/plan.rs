@@ -68,7 +68,7 @@ pub struct Branch {
 impl History {
     /// What leads from the instant `from` of `timeline` on, each with the timeline and the instant
     /// that it ends with: the way on in this timeline, and those that leave it later.
-    fn ways(&self, timeline: u32, from: Timestamp) -> Vec<(Timestamp, u32)> {
+    pub fn ways(&self, timeline: u32, from: Timestamp) -> Vec<(Timestamp, u32)> {
         let mut ways: Vec<_> = self.unbroken_until(timeline, from).into_iter().collect();
         // The timeline itself, and those that join it, may be left.
         let mut along = vec![timeline];

@@ -14,7 +14,7 @@
 use crate::catalog::{self, Batch, Catalog};
 use crate::durable::{self, Lock};
 use crate::error::{Class, Context, Error, Result};
-use crate::manifest::{ArchiveMeta, BASELINE_JSON_MAX, BaselineMeta, FORMAT, names};
+use crate::manifest::{ArchiveMeta, BASELINE_JSON_MAX, BaselineMeta, FORMAT, Pruned, names};
 use crate::segment::Reader;
 use crate::store::{Local, check_name};
 use serde::Serialize;
@@ -22,6 +22,9 @@ use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::BufReader;
 use std::path::Path;
+
+/// Longest record of a deletion that is read, in bytes.
+const PRUNED_JSON_MAX: u64 = 32 << 20;
 
 /// What a rebuild found.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -162,6 +165,7 @@ fn rebuild(root: &Path, archive: &ArchiveMeta) -> Result<Report> {
 fn fill(batch: &Batch<'_>, store: &Local, archive: &ArchiveMeta) -> Result<Report> {
     let mut report = Report::default();
     let (mut described, mut copies) = (HashSet::new(), vec![]);
+    let mut pruned = HashSet::new();
     for name in store.list("")? {
         let added = match what(&name) {
             Object::Segment => {
@@ -179,6 +183,7 @@ fn fill(batch: &Batch<'_>, store: &Local, archive: &ArchiveMeta) -> Result<Repor
                 copies.push(name);
                 continue;
             }
+            Object::Pruned => read_pruned(store, &name).map(|gone| pruned.extend(gone.baselines)),
             Object::Other => continue,
         };
         match added {
@@ -190,7 +195,9 @@ fn fill(batch: &Batch<'_>, store: &Local, archive: &ArchiveMeta) -> Result<Repor
             Err(error) => return Err(error.context(name)),
         }
     }
-    for name in copies.into_iter().filter(|name| !described.contains(name)) {
+    // A deletion that was interrupted leaves bytes without their JSON, and is taken up again.
+    let is_left = |name: &String| !described.contains(name) && !pruned.contains(name);
+    for name in copies.into_iter().filter(is_left) {
         let reason = "no JSON beside it says what it is".into();
         report.damaged.push(Damaged { name, reason });
     }
@@ -204,6 +211,8 @@ enum Object {
     Copy,
     /// The JSON beside them.
     Baseline,
+    /// What was deleted from a source.
+    Pruned,
     Other,
 }
 
@@ -217,6 +226,7 @@ fn what(name: &str) -> Object {
             Some((stem, "zst")) if stem.starts_with("seg-") => Object::Segment,
             Some((stem, "zst")) if stem.starts_with("base-") => Object::Copy,
             Some((stem, "json")) if stem.starts_with("base-") => Object::Baseline,
+            _ if names::is_pruned(name) => Object::Pruned,
             _ => Object::Other,
         },
     }
@@ -234,6 +244,15 @@ fn add_segment(batch: &Batch<'_>, store: &Local, archive: &ArchiveMeta, name: &s
         return Err(Error::corrupt(format!("by its header it is {right}")));
     }
     batch.add_segment(meta, reader.blocks())
+}
+
+/// Reads a record of what was deleted from a source.
+///
+/// # Errors
+/// Corrupt, if it is none.
+pub fn read_pruned(store: &Local, name: &str) -> Result<Pruned> {
+    let json = store.get(name, PRUNED_JSON_MAX)?;
+    serde_json::from_slice(&json).corrupt(|| "it is no record of a deletion".into())
 }
 
 /// Gives the name of the baseline's bytes.

@@ -72,6 +72,16 @@ impl Archive {
         Ok(lapses)
     }
 
+    /// Names of the changes that say nothing of what happened at `at` or later: each has another one
+    /// behind it that was in force by then.
+    pub fn protection_before(&self, source: &str, at: Timestamp) -> Result<Vec<String>> {
+        let mut names = self.store().list(&folder(source))?;
+        let first_after = format!("{}{:020}", folder(source), at.as_micros().max(0));
+        names.retain(|name| *name < first_after);
+        names.pop();
+        Ok(names)
+    }
+
     fn read_protection(&self, name: &str) -> Result<Protection> {
         let json = self.store().get(name, OBJECT_MAX)?;
         serde_json::from_slice(&json).corrupt(|| name.to_owned())

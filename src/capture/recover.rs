@@ -2,7 +2,7 @@
 
 use super::Capture;
 use crate::durable;
-use crate::error::{Context, Result};
+use crate::error::{Class, Context, Result};
 use crate::manifest::Break;
 use crate::position::Position;
 use crate::reindex;
@@ -24,7 +24,11 @@ impl Capture {
         let mut number = self.next_number.saturating_sub(1);
         // Segments that hold marks only have the same place at both ends.
         while number > 0 {
-            let mut reader = self.archive.segment(source, self.timeline, number)?;
+            let mut reader = match self.archive.segment(source, self.timeline, number) {
+                // The source has been idle for longer than its history is kept.
+                Err(error) if error.class() == Class::Gap => return Ok(None),
+                opened => opened?,
+            };
             if !reader.meta().totals.end.is_same_place(&place) {
                 return Ok(None);
             }

@@ -6,7 +6,9 @@
 use super::{failed, int, micros};
 use crate::clock::Timestamp;
 use crate::error::{Class, Context, Error, Result};
-use crate::manifest::{BaselineMeta, BlockMeta, EngineKind, PlacedLandmark, SegmentMeta, Totals};
+use crate::manifest::{
+    BaselineMeta, BlockMeta, EngineKind, PlacedLandmark, SegmentHeader, SegmentMeta, Totals,
+};
 use crate::record::TimeSource;
 use rusqlite::{Connection, OptionalExtension, Params, Row, params};
 
@@ -17,7 +19,7 @@ pub struct Batch<'a> {
 }
 
 /// What is known about the segment before or after another one.
-struct Neighbour {
+pub(super) struct Neighbour {
     number: u64,
     digest: String,
     reached: Option<i64>,
@@ -202,7 +204,7 @@ impl<'a> Batch<'a> {
     }
 
     /// Puts a gap before a segment, or takes away one that turned out to be none.
-    fn add_gap(&self, meta: &SegmentMeta, before: Option<&Neighbour>) -> Result<()> {
+    pub(super) fn add_gap(&self, meta: &SegmentMeta, before: Option<&Neighbour>) -> Result<()> {
         let header = &meta.header;
         let key = params![header.source, header.timeline, int(header.number)?];
         self.run("DELETE FROM gap WHERE source = ?1 AND timeline = ?2 AND segment = ?3", key)?;
@@ -245,7 +247,13 @@ impl<'a> Batch<'a> {
                 params![header.source, header.timeline, int(header.number)?, reached],
             )?;
         }
-        if next.is_some() {
+        self.amend_gaps(header, next.is_some())
+    }
+
+    /// Brings the ends of gaps around a segment up to date, and, if there are segments behind it
+    /// (`later`), those of gaps behind them.
+    pub(super) fn amend_gaps(&self, header: &SegmentHeader, later: bool) -> Result<()> {
+        if later {
             // Gaps behind it begin where the segments before them had come to.
             self.run(
                 "UPDATE gap SET after = (
@@ -253,7 +261,7 @@ impl<'a> Batch<'a> {
                     WHERE segment.source = gap.source AND segment.timeline = gap.timeline
                     AND segment.number < gap.segment ORDER BY segment.number DESC LIMIT 1)
                  WHERE source = ?1 AND timeline = ?2 AND segment > ?3",
-                key,
+                params![header.source, header.timeline, int(header.number)?],
             )?;
         }
         // A gap ends at the first time that is known behind it.
@@ -264,11 +272,11 @@ impl<'a> Batch<'a> {
                 AND segment.number >= gap.segment AND first_known IS NOT NULL
                 ORDER BY segment.number LIMIT 1)
              WHERE source = ?1 AND timeline = ?2 AND (before IS NULL OR ?3)",
-            params![header.source, header.timeline, next.is_some()],
+            params![header.source, header.timeline, later],
         )
     }
 
-    fn add_to_hour(&self, meta: &SegmentMeta) -> Result<()> {
+    pub(super) fn add_to_hour(&self, meta: &SegmentMeta) -> Result<()> {
         let (header, totals) = (&meta.header, &meta.totals);
         self.run(
             "INSERT INTO hour (source, hour, segments, records, bytes_raw, bytes_stored,
@@ -321,9 +329,21 @@ impl<'a> Batch<'a> {
         })
     }
 
-    fn run(&self, sql: &str, params: impl Params) -> Result<()> {
+    pub(super) fn run(&self, sql: &str, params: impl Params) -> Result<()> {
         let done = self.db.prepare_cached(sql).and_then(|mut statement| statement.execute(params));
         done.map(|_| ()).map_err(|e| failed(e, "write the catalog"))
+    }
+
+    pub(super) fn all<T>(
+        &self,
+        sql: &str,
+        params: impl Params,
+        read: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
+    ) -> Result<Vec<T>> {
+        self.db
+            .prepare_cached(sql)
+            .and_then(|mut statement| statement.query_map(params, read)?.collect())
+            .map_err(|e| failed(e, "read the catalog"))
     }
 
     fn maybe<T>(

@@ -9,6 +9,7 @@
 
 mod insert;
 mod query;
+mod remove;
 
 pub use insert::Batch;
 

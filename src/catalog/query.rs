@@ -28,6 +28,8 @@ pub(super) const LAST_SEGMENT: &str =
     segment_where!("source = ?1 AND timeline = ?2 ORDER BY number DESC LIMIT 1");
 pub(super) const REACHED: &str = "SELECT reached FROM segment
      WHERE source = ?1 AND timeline = ?2 ORDER BY number DESC LIMIT 1";
+pub(super) const OUTLINE: &str = "SELECT number, reached, bytes_stored FROM segment
+     WHERE source = ?1 AND timeline = ?2 ORDER BY number";
 pub(super) const SEGMENTS_FROM: &str =
     segment_where!("source = ?1 AND timeline = ?2 AND number >= ?3 ORDER BY number LIMIT ?4");
 pub(super) const SEGMENT_CONTAINING: &str = segment_where!(
@@ -120,6 +122,18 @@ impl Catalog {
         let last: Vec<Option<i64>> =
             self.all(REACHED, params![source, timeline], |row| row.get(0))?;
         Ok(last.first().copied().flatten().map(Timestamp::from_micros))
+    }
+
+    /// Number, largest instant known up to its end, and size of every segment of a timeline, in
+    /// order.
+    pub fn outline(
+        &self,
+        source: &str,
+        timeline: u32,
+    ) -> Result<Vec<(u64, Option<Timestamp>, u64)>> {
+        self.all(OUTLINE, params![source, timeline], |row| {
+            Ok((unsigned(row, 0)?, time(row, 1)?, unsigned(row, 2)?))
+        })
     }
 
     /// Up to `limit` segments of a timeline from `number` on, in order.

@@ -185,6 +185,8 @@ pub struct Plan {
     expiry: Expiry,
     clean: Vec<String>,
     store: Local,
+    /// Nothing that was planned with is deleted meanwhile.
+    _reading: Option<durable::Lock>,
 }
 
 /// The instant that `latest` means: the newest one that all sources can be restored to.

@@ -5,7 +5,7 @@
 use super::cut;
 use super::place::Search;
 use super::{Goal, Job, Options, Plan};
-use crate::archive::Archive;
+use crate::archive::{Archive, reading};
 use crate::clock::Timestamp;
 use crate::engine::{Destination, Expiry, Needs, SourceOptions};
 use crate::error::{Class, Context, Error, Result};
@@ -20,6 +20,7 @@ use std::time::Duration;
 /// # Errors
 /// Gap, if an instant is not restorable; usage, if a target is a configured source.
 pub fn prepare(options: &Options) -> Result<Plan> {
+    let reading = reading(&options.archive)?;
     let archive = Archive::open_read_only(&options.archive)?;
     for (name, target) in &options.targets {
         if options.configured.iter().any(|source| source.address() == target.address()) {
@@ -85,6 +86,7 @@ pub fn prepare(options: &Options) -> Result<Plan> {
         expiry: Expiry { ttl: options.ttl, at: to, now: Timestamp::now() },
         clean: options.clean.clone(),
         store: archive.store().clone(),
+        _reading: reading,
     };
     let mut skews = Vec::new();
     for (source, way) in options.sources.iter().zip(ways) {

@@ -231,3 +231,46 @@ async fn packagers_get_completions_and_a_manual_page() {
     let page = pitr.run(&["man"]).await.ok().stdout;
     assert!(page.contains(".TH pitr 1"), "{page}");
 }
+
+#[tokio::test]
+async fn holds_and_retention_work_with_and_without_a_daemon() {
+    let pitr = pitr();
+    pitr.run(&["init"]).await.ok();
+    let text = session(
+        &pitr,
+        &[
+            &["hold"],
+            &["hold", "audit", "--from", "2024-05-01T00:00"],
+            &["hold", "a/b", "--from", "2024-05-01T00:00", "--to", "2024-05-02T00:00"],
+            &["hold", "audit", "--from", "2024-05-02T00:00", "--to", "2024-05-01T00:00"],
+            &["hold", "audit", "--from", "2024-05-01T00:00", "--to", "2024-05-02T00:00"],
+            &[
+                "hold",
+                "audit",
+                "--source",
+                "shop-redis",
+                "--from",
+                "2024-05-01T00:00",
+                "--to",
+                "latest",
+            ],
+            &["hold", "--list", "--source", "shop-redis"],
+            &["hold", "--release", "audit"],
+            &["hold", "--release", "audit"],
+            &["prune", "--force"],
+        ],
+    )
+    .await;
+    assert_snapshot!("holds", text);
+    let alone = pitr.run(&["prune", "--apply", "--json"]).await.ok().json();
+    assert_eq!((&alone["schema"], &alone["applied"]), (&"pitr.prune/1".into(), &true.into()));
+    let mut daemon = pitr.spawn_run();
+    eventually("the daemon answers", Duration::from_secs(30), async || {
+        let windows = pitr.run(&["windows", "--json"]).await.ok().json();
+        (windows["sources"][0]["state"] != "stopped").then_some(())
+    })
+    .await;
+    let through = pitr.run(&["prune", "--apply", "--json"]).await.ok().json();
+    assert_eq!((&through["schema"], &through["applied"]), (&"pitr.prune/1".into(), &true.into()));
+    assert_eq!(daemon.terminate(Duration::from_secs(5)).await.code(), Some(0), "{}", daemon.log());
+}
