@@ -32,6 +32,7 @@ mod interrupted;
 mod large;
 mod load;
 mod login;
+mod mariadb_baseline;
 mod mariadb_restore;
 mod mariadb_whole;
 mod marks;

@@ -4,14 +4,16 @@
 //! ENUM and SET by its number, a text in its own character set. Generated columns are left out,
 //! as everywhere in a dump: the server makes them anew from columns that are now exact.
 //!
-//! The rows are read on a connection of its own, whose snapshot is opened under the same lock as
-//! the program's (see [`lock`](super::lock)).
+//! The rows are read on a connection of its own, whose snapshot is of the same instant as the
+//! program's (see [`lock`](super::lock) and [`quiet`](super::quiet)).
 //!
 //! **Invariant:** a column of a type that is not known is an error, never a guess. Memory is
 //! bounded by the largest row.
 
 use super::super::accounts::identifier;
 use super::super::{ask, sql};
+use super::place::LogEnd;
+use super::quiet::snapshot_place;
 use super::splice::{Care, Name};
 use super::{PIECE_BYTES, send};
 use crate::engine::Endpoint;
@@ -80,7 +82,7 @@ impl Exact {
         Ok(Self { conn, tables })
     }
 
-    /// Opens the snapshot: to be called under the lock.
+    /// Opens the snapshot, or a new one.
     pub(super) async fn snapshot(&mut self) -> Result<()> {
         let opening = || "open a snapshot".to_owned();
         for statement in [
@@ -92,6 +94,16 @@ impl Exact {
             ask::run(&mut self.conn, statement, opening).await?;
         }
         Ok(())
+    }
+
+    /// The place of the snapshot, on a server that tells it.
+    pub(super) async fn place(&mut self) -> Result<Option<LogEnd>> {
+        snapshot_place(&mut self.conn).await
+    }
+
+    /// Whether there are rows to be read here, so that a snapshot is needed.
+    pub(super) fn has_rows(&self) -> bool {
+        self.tables.values().any(|table| table.care == Care::Replace)
     }
 
     /// What becomes of which table.

@@ -26,7 +26,7 @@ pub(in super::super) struct Limits {
 }
 
 /// The limits of a baseline.
-const BASELINE: Limits = Limits { wait: 30, idle: None };
+pub(super) const BASELINE: Limits = Limits { wait: 30, idle: None };
 
 /// Holds the lock.
 #[derive(Debug)]
@@ -83,18 +83,9 @@ impl Lock {
         &self.at
     }
 
-    /// Transactions that are prepared and neither committed nor rolled back, as `XA COMMIT` takes
-    /// their names. `None` if the account may not see them.
+    /// As [`prepared`], at the instant of the lock.
     pub(super) async fn prepared(&mut self) -> Result<Option<Vec<String>>> {
-        let asking = || "ask for prepared XA transactions".to_owned();
-        let rows = ask::rows::<Row>(&mut self.conn, "XA RECOVER", asking).await;
-        if ask::server_code(&rows) == Some(1401) {
-            return Ok(None);
-        }
-        let names = rows?.into_iter().map(|row| {
-            xid(row).ok_or_else(|| Error::unavailable("the answer to XA RECOVER is not understood"))
-        });
-        names.collect::<Result<_>>().map(Some)
+        prepared(&mut self.conn).await
     }
 
     /// Lets writers go on. Gives how long they waited.
@@ -113,6 +104,20 @@ impl Lock {
         ask::run(&mut self.conn, "UNLOCK TABLES", || "unlock".into()).await.map_err(lost)?;
         Ok(self.since.elapsed())
     }
+}
+
+/// Transactions that are prepared and neither committed nor rolled back, as `XA COMMIT` takes
+/// their names. `None` if the account may not see them.
+pub(super) async fn prepared(conn: &mut Conn) -> Result<Option<Vec<String>>> {
+    let asking = || "ask for prepared XA transactions".to_owned();
+    let rows = ask::rows::<Row>(conn, "XA RECOVER", asking).await;
+    if ask::server_code(&rows) == Some(1401) {
+        return Ok(None);
+    }
+    let names = rows?.into_iter().map(|row| {
+        xid(row).ok_or_else(|| Error::unavailable("the answer to XA RECOVER is not understood"))
+    });
+    names.collect::<Result<_>>().map(Some)
 }
 
 /// `formatID`, `gtrid_length`, `bqual_length`, `data` as `X'…',X'…',1`.

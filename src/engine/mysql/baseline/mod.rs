@@ -19,7 +19,8 @@
 //! That program reads rows in one snapshot, but accounts, routines, views, triggers and events as
 //! they are when it comes to them. So these are compared: before the dump, when its head shows
 //! that the snapshot is taken, and at its end. Rows that it would change are read here, in a
-//! snapshot of the same instant: both are opened under one [`lock`].
+//! snapshot of the same instant: both are opened under one [`lock`], or, where MariaDB proves that
+//! they are at one place, without it ([`quiet`]).
 //!
 //! **Invariant:** a copy is reported as taken only if the dump's closing mark came, the program
 //! ended well, and nothing changed beneath it that a snapshot does not cover.
@@ -31,6 +32,7 @@ mod lock;
 mod place;
 mod privileges;
 mod program;
+mod quiet;
 mod splice;
 
 pub(super) use facts::{Facts, facts, server_clock};
@@ -51,6 +53,7 @@ use bytes::{Bytes, BytesMut};
 use exact::Exact;
 use mysql_async::Conn;
 use program::{Dump, Program};
+use quiet::Quiet;
 use std::time::Duration;
 use tokio::sync::mpsc;
 
@@ -212,6 +215,13 @@ impl<'a> Work<'a> {
     async fn open(&self, before: &Beneath) -> Result<Opening<'a>> {
         let endpoint = &self.options.endpoint;
         let mut exact = Exact::open(endpoint, &before.schemas).await?;
+        if self.flavor.is_maria() && before.unversioned == 0 && !before.schemas.is_empty() {
+            if let Some((place, dump)) = self.open_quietly(before, &mut exact).await? {
+                let (dump, lock) = (Some(dump), None);
+                return Ok(Opening::Opened(Box::new(Opened { place, exact, dump, lock })));
+            }
+            tracing::info!(source = self.options.name, "the baseline begins under a lock");
+        }
         let mut lock = Lock::take(endpoint).await?;
         match lock.prepared().await? {
             Some(xids) if xids.is_empty() => {}
@@ -222,15 +232,8 @@ impl<'a> Work<'a> {
             ),
         }
         exact.snapshot().await?;
-        let dump = if before.schemas.is_empty() {
-            None
-        } else {
-            let mut dump = Dump::start(self, before)?;
-            match dump.read_head().await {
-                Ok(head) => Some((dump, head)),
-                Err(error) => return Err(dump.explain(error).await),
-            }
-        };
+        let dump =
+            if before.schemas.is_empty() { None } else { Some(self.started(before, false).await?) };
         let place = lock.at().clone();
         let lock = if before.unversioned == 0 {
             self.released(lock).await?;
@@ -244,6 +247,42 @@ impl<'a> Work<'a> {
             Some(lock)
         };
         Ok(Opening::Opened(Box::new(Opened { place, exact, dump, lock })))
+    }
+
+    /// Opens all snapshots at one place of a MariaDB's log while writers go on. `None` if that
+    /// cannot be proved.
+    async fn open_quietly(
+        &self,
+        before: &Beneath,
+        exact: &mut Exact,
+    ) -> Result<Option<(LogEnd, (Dump<'a>, BytesMut))>> {
+        let Some(mut quiet) = Quiet::take(&self.options.endpoint).await? else { return Ok(None) };
+        for _ in 0..quiet::TRIES {
+            let (told, nothing_prepared) = quiet.before().await?;
+            if !nothing_prepared {
+                return Ok(None);
+            }
+            if exact.has_rows() {
+                exact.snapshot().await?;
+            }
+            let dump = self.started(before, true).await?;
+            let place = quiet::written_place(&dump.1)?;
+            let is_one = !exact.has_rows() || exact.place().await?.as_ref() == Some(&place);
+            if is_one && quiet.nothing_was_prepared(&told).await? {
+                quiet.release().await?;
+                return Ok(Some((place, dump)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// A dump whose snapshot is open, and its first bytes.
+    async fn started(&self, before: &Beneath, places: bool) -> Result<(Dump<'a>, BytesMut)> {
+        let mut dump = Dump::start(self, before, places)?;
+        match dump.read_head().await {
+            Ok(head) => Ok((dump, head)),
+            Err(error) => Err(dump.explain(error).await),
+        }
     }
 
     async fn released(&self, lock: Lock) -> Result<()> {

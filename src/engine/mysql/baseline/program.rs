@@ -44,8 +44,8 @@ pub(super) struct Dump<'a> {
 }
 
 impl<'a> Dump<'a> {
-    /// Starts the program.
-    pub(super) fn start(work: &Work<'a>, beneath: &Beneath) -> Result<Dump<'a>> {
+    /// Starts the program. With `places`, a MariaDB's writes down where its snapshot is.
+    pub(super) fn start(work: &Work<'a>, beneath: &Beneath, places: bool) -> Result<Dump<'a>> {
         let options = OptionFile::create(&tools::Server::Endpoint(&work.options.endpoint))?;
         if beneath.history > 0 && !work.program.history {
             return Err(Error::refused(format!(
@@ -69,6 +69,9 @@ impl<'a> Dump<'a> {
             "--max-allowed-packet=1G",
         ]);
         command.args(work.program.options());
+        if places {
+            command.arg("--master-data=2");
+        }
         command.arg("--databases").arg("--").args(&beneath.schemas);
         let mut child = command
             .spawn()
