@@ -108,6 +108,8 @@ async fn show(
         listen: None,
         apply: Apply::default(),
         ttl: crate::engine::Ttl::Absolute,
+        keys: crate::engine::Keys::default(),
+        in_place: None,
         databases: vec![],
         clean: vec![],
     };

@@ -5,7 +5,7 @@ use crate::archive::Archive;
 use crate::clock::{self, Target, Timestamp, Tz, in_zone};
 use crate::config::{self, Config};
 use crate::daemon;
-use crate::engine::{Apply, Endpoint, Expired, Secret, SourceOptions, Ttl};
+use crate::engine::{Apply, Endpoint, Expired, Keys, Secret, SourceOptions, Ttl};
 use crate::error::{Class, Context, Error, Result};
 use crate::restore::{self, Goal, Progress};
 use clap::{ArgGroup, Args, ValueEnum};
@@ -28,6 +28,7 @@ Examples:
       --target shop-mysql=mysql://root@127.0.0.1:3307
   pitr restore --source shop-mysql --to latest --database orders --database customers
   pitr restore --source shop-redis --to '2 hours ago' --ttl shift
+  pitr restore --source shop-redis --to '2 hours ago' --key 'cart:*' --into carts
   pitr restore --source shop-mysql --to-position binlog.000007:4711
   pitr restore --source shop-mysql --before 3e11fa47-71ca-11e1-9e33-c80aa9429562:23
   pitr restore --source shop-mysql --before landmark:1.42.3
@@ -58,6 +59,22 @@ pub(super) struct RestoreArgs {
     /// so it is exact; the other databases are dropped at the end
     #[arg(long, value_name = "NAME")]
     database: Vec<String>,
+    /// Restore only keys of a Redis source that match, as with the command KEYS (repeatable). They
+    /// are copied out of a scratch server, also into a cluster
+    #[arg(long, value_name = "PATTERN")]
+    key: Vec<String>,
+    /// Restore only keys of this database of a Redis source (repeatable)
+    #[arg(long, value_name = "NUMBER")]
+    db: Vec<u32>,
+    /// Leave out keys of a Redis source that begin like this (repeatable)
+    #[arg(long, value_name = "PREFIX")]
+    drop_prefix: Vec<String>,
+    /// Write the keys chosen into a target that is not empty: they are replaced, others stay
+    #[arg(long, requires = "confirm")]
+    in_place: bool,
+    /// The source whose target --in-place means
+    #[arg(long, value_name = "NAME", requires = "in_place")]
+    confirm: Option<String>,
     /// Restore this source into a running, empty server (repeatable)
     #[arg(long, value_name = "NAME=URL")]
     target: Vec<String>,
@@ -150,6 +167,12 @@ pub(super) fn restore(config: &Config, args: &RestoreArgs, json: bool) -> Result
         apply: args.apply.into(),
         databases: args.database.clone(),
         ttl: args.ttl.into(),
+        keys: Keys {
+            patterns: args.key.clone(),
+            databases: args.db.clone(),
+            without: args.drop_prefix.clone(),
+        },
+        in_place: args.confirm.clone(),
         clean: args.clean_target.clone(),
     };
     if let Some(name) = args.clean_target.iter().find(|name| !options.targets.contains_key(*name)) {

@@ -12,6 +12,8 @@
 mod endpoint;
 mod expiry;
 mod guard;
+mod private;
+mod keys;
 mod unfinished;
 pub mod place;
 pub mod digest;
@@ -23,6 +25,7 @@ pub mod redis;
 pub use endpoint::{Endpoint, Secret, TlsMode, TlsOptions};
 pub(in crate::engine) use expiry::OUT_OF_THE_WAY_MS;
 pub use expiry::{Expired, Expiry, Ttl};
+pub use keys::Keys;
 
 use crate::clock::Timestamp;
 use crate::error::Result;
@@ -317,6 +320,10 @@ pub struct TargetOptions {
     pub databases: Vec<String>,
     /// What becomes of the times at which keys expire.
     pub expiry: Expiry,
+    /// Which keys of Redis are restored.
+    pub keys: Keys,
+    /// Whether a running server that is not empty is written into, where only some keys are restored.
+    pub in_place: bool,
     /// Whether a running server that an interrupted restore left half filled is cleaned first.
     pub clean: bool,
 }
@@ -339,7 +346,15 @@ pub fn open_source(options: SourceOptions) -> Box<dyn Source> {
 
 /// A target, ready for [`Target::preflight`]. Does not connect yet.
 pub fn open_target(options: TargetOptions) -> Box<dyn Target> {
+    let persists = options.expiry.ttl == Ttl::Persist;
     match (options.engine, options.destination.clone()) {
+        (EngineKind::Redis, _) if !options.keys.is_all() => {
+            Box::new(redis::RedisPart::new(options))
+        }
+        // What was alive is known only where a server has it.
+        (EngineKind::Redis, Destination::Folder(_)) if persists => {
+            Box::new(redis::RedisPart::new(options))
+        }
         (EngineKind::Mysql, Destination::Running(at)) => {
             Box::new(mysql::MysqlTarget::running(options, at))
         }

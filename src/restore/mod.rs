@@ -19,8 +19,8 @@ use crate::archive::Archive;
 use crate::clock::Timestamp;
 use crate::durable;
 use crate::engine::{
-    Apply, Destination, Endpoint, Expiry, Meter, Needs, SourceOptions, Target, TargetOptions, Ttl,
-    open_target,
+    Apply, Destination, Endpoint, Expiry, Keys, Meter, Needs, SourceOptions, Target, TargetOptions,
+    Ttl, open_target,
 };
 use crate::error::{Class, Context, Error, Result};
 use crate::manifest::{BaselineMeta, SegmentMeta};
@@ -61,6 +61,10 @@ pub struct Options {
     pub databases: Vec<String>,
     /// What becomes of the times at which keys of Redis expire.
     pub ttl: Ttl,
+    /// The only keys to be restored, of one Redis source.
+    pub keys: Keys,
+    /// The source whose running target may hold keys; those that are chosen are replaced.
+    pub in_place: Option<String>,
     /// Names of sources whose targets are cleaned first, if an interrupted restore left them half
     /// filled.
     pub clean: Vec<String>,
@@ -183,6 +187,8 @@ pub struct Plan {
     apply: Apply,
     databases: Vec<String>,
     expiry: Expiry,
+    keys: Keys,
+    in_place: bool,
     clean: Vec<String>,
     store: Local,
     /// Nothing that was planned with is deleted meanwhile.
@@ -215,6 +221,7 @@ impl Plan {
             before: matches!(self.goal, Goal::Place { before: true, .. }),
             plan: true,
             databases: self.databases.clone(),
+            keys: (!self.keys.is_all()).then(|| self.keys.to_string()),
             skew_ms: self.skew_ms,
             receipt: None,
             sources: self.jobs.iter().map(Job::report).collect(),
@@ -231,6 +238,8 @@ impl Plan {
             apply: self.apply,
             databases: self.databases.clone(),
             expiry: self.expiry,
+            keys: self.keys.clone(),
+            in_place: self.in_place,
             clean,
         });
         let doing = || format!("restore {} into {}", job.options.name, job.target());

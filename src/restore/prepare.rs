@@ -31,6 +31,7 @@ pub fn prepare(options: &Options) -> Result<Plan> {
         }
     }
     check_databases(options)?;
+    check_keys(options)?;
     let mut histories = Vec::new();
     for source in &options.sources {
         histories.push(archive.history(&source.name, source.engine)?);
@@ -84,6 +85,8 @@ pub fn prepare(options: &Options) -> Result<Plan> {
         apply: options.apply,
         databases: options.databases.clone(),
         expiry: Expiry { ttl: options.ttl, at: to, now: Timestamp::now() },
+        keys: options.keys.clone(),
+        in_place: options.in_place.is_some(),
         clean: options.clean.clone(),
         store: archive.store().clone(),
         _reading: reading,
@@ -129,6 +132,25 @@ fn check_databases(options: &Options) -> Result<()> {
         Some(name) => Err(Error::usage(format!("{name} is the server's own database"))
             .hint("accounts are restored whatever databases are chosen")),
         None => Ok(()),
+    }
+}
+
+/// Whether the keys named can be those of the only source, and its target be written into.
+fn check_keys(options: &Options) -> Result<()> {
+    let of_redis =
+        |source: &SourceOptions| source.engine == EngineKind::Redis && options.sources.len() == 1;
+    if !options.keys.is_all() && !options.sources.first().is_some_and(of_redis) {
+        return Err(
+            Error::usage("keys are those of one Redis source").hint("name it with --source")
+        );
+    }
+    match &options.in_place {
+        Some(_) if options.keys.is_all() => Err(Error::usage("--in-place restores some keys only")
+            .hint("choose them with --key, --db or --drop-prefix")),
+        Some(name) if !options.targets.contains_key(name) => {
+            Err(Error::usage(format!("--confirm {name}, which has no --target")))
+        }
+        _ => Ok(()),
     }
 }
 

@@ -26,6 +26,9 @@ pub struct Report {
     /// The only databases that are restored; without it, all.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub databases: Vec<String>,
+    /// The only keys that are restored; without it, all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keys: Option<String>,
     /// Whether this only says what would be done.
     pub plan: bool,
     /// The largest difference between the clocks of the sources when they were captured.

@@ -6,5 +6,6 @@ mod capture;
 mod expiry;
 mod failover;
 mod harness;
+mod parts;
 mod restore;
 mod trouble;

@@ -15,9 +15,10 @@ mod mysql;
 
 use super::ask;
 use super::flavor::{Family, Flavor};
-use super::tools::{self, PrivateDir};
+use super::tools;
 use crate::engine::Secret;
 use crate::engine::guard::Guard;
+use crate::engine::private::PrivateDir;
 use crate::error::{Context, Error, Result};
 use mysql_async::{Conn, OptsBuilder};
 use std::os::unix::fs::MetadataExt;

@@ -7,13 +7,14 @@
 //!
 //! **Invariant:** no password stands in an argument, in the environment or in an error.
 
+use crate::engine::private::PrivateDir;
 use crate::engine::{Endpoint, Secret, TlsMode};
 use crate::error::{Class, Context, Error, Result};
 use std::fmt::Write as _;
-use std::fs::{DirBuilder, OpenOptions};
+use std::fs::OpenOptions;
 use std::io::{ErrorKind, Write as _};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::Command;
@@ -22,35 +23,6 @@ use tokio::process::Command;
 const STDERR_BYTES: usize = 8 << 10;
 /// Where Debian and its kin keep the public certificate authorities, for `verify` without `ca`.
 const PUBLIC_CA: &str = "/etc/ssl/certs/ca-certificates.crt";
-
-/// A folder that only this user can enter, removed with all its content when dropped.
-#[derive(Debug)]
-pub(super) struct PrivateDir(PathBuf);
-
-impl PrivateDir {
-    /// Makes one below the folder for temporary files.
-    pub(super) fn create() -> Result<Self> {
-        let dir = std::env::temp_dir().join(format!("pitr-{}", uuid::Uuid::new_v4().simple()));
-        DirBuilder::new()
-            .mode(0o700)
-            .create(&dir)
-            .unavailable(|| format!("create folder {}", dir.display()))?;
-        Ok(Self(dir))
-    }
-
-    /// The folder.
-    pub(super) fn path(&self) -> &Path {
-        &self.0
-    }
-}
-
-impl Drop for PrivateDir {
-    fn drop(&mut self) {
-        if let Err(error) = std::fs::remove_dir_all(&self.0) {
-            tracing::warn!("remove folder {}: {error}", self.0.display());
-        }
-    }
-}
 
 /// Where a client program connects to.
 #[derive(Debug)]

@@ -101,6 +101,22 @@ impl Control {
         result.map_err(|e| failure(&self.address, "asking", e))
     }
 
+    /// Sends one command; if another node of the cluster has its key, gives the address of that.
+    pub(super) async fn run_or_moved(
+        &mut self,
+        cmd: &Cmd,
+    ) -> Result<Result<::redis::Value, String>> {
+        let answer: Result<::redis::Value, RedisError> =
+            cmd.query_async(&mut self.connection).await;
+        match answer {
+            Ok(answer) => Ok(Ok(answer)),
+            Err(error) => match error.redirect_node() {
+                Some((address, _)) => Ok(Err(address.to_owned())),
+                None => Err(failure(&self.address, "asking", error)),
+            },
+        }
+    }
+
     /// Sends commands all at once, and takes the answer of each.
     pub(super) async fn each<T: FromRedisValue>(&mut self, cmds: &[Cmd]) -> Result<Vec<T>> {
         if cmds.is_empty() {

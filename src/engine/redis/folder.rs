@@ -75,13 +75,28 @@ impl RedisFolder {
         self.append_dir().join(increment_name(number))
     }
 
-    fn check_fresh(&self) -> Result<()> {
+    pub(super) fn check_fresh(&self) -> Result<()> {
         let dir = self.dir.display();
         if self.dir.to_str().is_none_or(|text| text.contains(['\n', '\r'])) {
             return Err(Error::usage(format!("{dir}: redis.conf cannot hold such a path"))
                 .hint("restore into a folder whose path is plain UTF-8"));
         }
         unfinished::check(&self.dir, &OWN)
+    }
+
+    /// Begins a folder that a server is going to fill.
+    pub(super) fn begin(&self) -> Result<()> {
+        self.check_fresh()?;
+        unfinished::begin(&self.dir, &OWN)
+    }
+
+    /// Ends a folder that a server has filled, and that is shut down.
+    pub(super) async fn finish_filled(&self) -> Result<()> {
+        let conf = self.configuration()?;
+        durable::create(&self.dir.join(CONF), conf.as_bytes())?;
+        durable::sync_dir(&self.append_dir())?;
+        check_with_server(&self.append_dir().join(MANIFEST)).await?;
+        unfinished::end(&self.dir)
     }
 
     async fn write_base(
@@ -235,10 +250,6 @@ impl Target for RedisFolder {
     fn preflight<'a>(&'a mut self, needs: &'a Needs) -> Work<'a, Server> {
         Box::pin(async move {
             self.check_fresh()?;
-            if self.options.expiry.ttl == Ttl::Persist {
-                return Err(Error::usage("--ttl persist needs a running target")
-                    .hint("start an empty server and name it with --target"));
-            }
             // No server is there yet: the files are those of the version captured.
             Ok(Server { version: needs.version.clone(), identity: String::new() })
         })

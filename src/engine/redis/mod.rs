@@ -6,6 +6,7 @@
 //! - restore: [`RedisServer`] and [`RedisFolder`] over `replay` (what of the stream is executed),
 //!   `examine` (whether the target can take it), `serve` (pitr as a master), `walk` (an RDB file's
 //!   outer form), and for expiries `shift` (those of the stream), `lapsed` and `settle`;
+//! - some keys only: [`RedisPart`], by way of a `scratch` server;
 //! - compare: `digest`;
 //! - shared: `resp` (the stream's form), `records` (what ends where in it), `rdb` (a file's head and checksum), `version` (who can
 //!   read what), `control` (ordinary commands).
@@ -38,9 +39,12 @@ mod settle;
 mod serve;
 mod target;
 mod folder;
+mod scratch;
+mod part;
 
 pub(in crate::engine) use find::{find, parse_place};
 pub use folder::RedisFolder;
+pub use part::RedisPart;
 pub use records::Records;
 pub use target::RedisServer;
 

@@ -43,6 +43,10 @@ pub struct RedisServer {
     endpoint: Endpoint,
     state: State,
     expired: Option<Expired>,
+    /// How far expiries are moved, in ms.
+    by_ms: Option<i64>,
+    /// Whether others see to what becomes of expiries.
+    is_scratch: bool,
 }
 
 /// How far the restore is.
@@ -80,7 +84,14 @@ struct Fitness {
 impl RedisServer {
     /// A target at `endpoint`. Connects to nothing yet.
     pub fn new(options: TargetOptions, endpoint: Endpoint) -> Self {
-        Self { options, endpoint, state: State::New, expired: None }
+        let by_ms = options.expiry.by_ms();
+        Self { options, endpoint, state: State::New, expired: None, by_ms, is_scratch: false }
+    }
+
+    /// A scratch server, in which no key expires: all expiries are far in the future.
+    pub(super) fn scratch(options: TargetOptions, endpoint: Endpoint) -> Self {
+        let by_ms = Some(OUT_OF_THE_WAY_MS);
+        Self { by_ms, is_scratch: true, ..Self::new(options, endpoint) }
     }
 
     fn take_state(&mut self) -> State {
@@ -104,8 +115,9 @@ impl RedisServer {
             .hint("start a target of the version that was captured, or a newer one"));
         }
         if control.info("cluster").await?.get("cluster_enabled").is_some_and(|on| on == "1") {
-            return Err(refused("is in cluster mode, which knows no REPLICAOF".into())
-                .hint("restore with --into and start the folder, or into a server of its own"));
+            return Err(refused("is in cluster mode, which knows no REPLICAOF".into()).hint(
+                "with --key '*' the keys are copied one by one, which works towards a cluster",
+            ));
         }
         let replication = control.info("replication").await?;
         if is_half_restored(&replication) {
@@ -147,7 +159,7 @@ impl RedisServer {
         let () = control.ask(&["REPLICAOF", &ip, &port]).await?;
         let mut replica = master.accept().await?;
         let replid = format!("{REPLID_HEAD}{:032x}", rand::random::<u128>());
-        match self.options.expiry.by_ms() {
+        match self.by_ms {
             None => Self::copy(&mut replica, &replid, baseline, pieces).await?,
             Some(by_ms) => {
                 let mark = format!("{:032x}{:08x}", rand::random::<u128>(), rand::random::<u32>());
@@ -207,8 +219,8 @@ impl RedisServer {
         log: OpenLog,
         cut: &Cut,
     ) -> Result<(Applied, Replayed)> {
-        let mut replay = Replay::new(log(), &baseline.position, cut, fitness.databases)?
-            .moved(self.options.expiry.by_ms());
+        let mut replay =
+            Replay::new(log(), &baseline.position, cut, fitness.databases)?.moved(self.by_ms);
         let mut held = vec![];
         // Our own count behind the last record sent.
         let mut whole = replica.sent();
@@ -268,7 +280,7 @@ impl RedisServer {
     ) -> Result<(String, Expired)> {
         let mut control = Control::connect(&self.endpoint).await?;
         let failed = failures(&mut control).await?.saturating_sub(fitness.failures);
-        let before = keys(&mut control).await?;
+        let before = keyspace(&mut control).await?;
         let mut expired = self.count_lapsed(&mut control, replayed, &before).await?;
         let () = control.ask(&["REPLICAOF", "NO", "ONE"]).await?;
         let deadline = Instant::now() + PROMOTION_MAX;
@@ -286,7 +298,7 @@ impl RedisServer {
             )
             .hint("its log names them; a module or a renamed command may be missing there"));
         }
-        if self.options.expiry.ttl == Ttl::Persist {
+        if self.options.expiry.ttl == Ttl::Persist && !self.is_scratch {
             let at_ms = self.options.expiry.at_ms() + OUT_OF_THE_WAY_MS;
             let settled = settle::persist(&mut control, &before.databases, at_ms).await?;
             expired.persisted = Some(settled.persisted);
@@ -317,6 +329,7 @@ impl RedisServer {
             ..Expired::default()
         };
         match expiry.ttl {
+            _ if self.is_scratch => {}
             Ttl::Shift => expired.shift_ms = expiry.by_ms(),
             Ttl::Persist => {}
             Ttl::Absolute if holdings.expires == 0 => {
@@ -390,7 +403,7 @@ impl Target for RedisServer {
             let State::Fit(fitness) = &self.state else {
                 return Err(Error::bug("examine without preflight"));
             };
-            let by_ms = self.options.expiry.by_ms();
+            let by_ms = self.by_ms;
             let found = examine::examine(baseline, &open, &log, cut, by_ms).await?;
             if let Err(unknown) = &found.baseline.survey {
                 tracing::warn!(
@@ -479,7 +492,7 @@ fn check_role(replication: &HashMap<String, String>) -> Result<(), String> {
 }
 
 /// What stands in the way of calling the target empty.
-async fn check_empty(control: &mut Control) -> Result<Option<String>> {
+pub(super) async fn check_empty(control: &mut Control) -> Result<Option<String>> {
     let mut keyspace: Vec<_> = control.info("keyspace").await?.into_iter().collect();
     keyspace.retain(|(name, _)| name.starts_with("db"));
     keyspace.sort();
@@ -506,14 +519,14 @@ async fn stat(control: &mut Control, name: &str) -> Result<u64> {
 
 /// How much a server holds.
 #[derive(Debug, Default)]
-struct Holdings {
+pub(super) struct Holdings {
     /// The databases that have keys, with how many.
-    databases: Vec<(u32, u64)>,
+    pub(super) databases: Vec<(u32, u64)>,
     keys: u64,
     expires: u64,
 }
 
-async fn keys(control: &mut Control) -> Result<Holdings> {
+pub(super) async fn keyspace(control: &mut Control) -> Result<Holdings> {
     let mut sum = Holdings::default();
     for (name, fields) in control.info("keyspace").await? {
         if let Some(db) = name.strip_prefix("db").and_then(|number| number.parse().ok()) {

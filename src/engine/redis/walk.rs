@@ -50,6 +50,34 @@ pub(super) fn walk(from: impl BufRead, to: impl Write, by_ms: i64) -> Result<Sur
     Ok(walk.survey)
 }
 
+/// The payload of DUMP with `by_ms` added to the expiries of fields in it. Whose form it is, the
+/// type of the value says.
+///
+/// # Errors
+/// As of [`walk()`].
+pub(super) fn shift_payload(payload: &[u8], by_ms: i64) -> Result<Vec<u8>> {
+    /// RDB version and checksum.
+    const TRAILER: usize = 10;
+    let Some((value, trailer)) =
+        payload.len().checked_sub(TRAILER).and_then(|at| payload.split_at_checked(at))
+    else {
+        return Err(Error::corrupt("a value dumped is cut short"));
+    };
+    let valkey = value.first() == Some(&kind::HASH_VALKEY);
+    let to = Sink { to: Vec::with_capacity(payload.len() + 8), crc: Crc64::default() };
+    let mut walk = Walk { from: value, to, by_ms, valkey, survey: Survey::default() };
+    let kind = walk.byte()?;
+    walk.value(kind)?;
+    if !walk.from.is_empty() {
+        return Err(Error::corrupt("a value dumped goes on behind its end"));
+    }
+    walk.to.put(trailer.get(..2).unwrap_or_default())?;
+    let crc = walk.to.crc.value();
+    let mut out = walk.to.to;
+    out.extend_from_slice(&crc.to_le_bytes());
+    Ok(out)
+}
+
 /// Whether values of this type carry expiries of their own.
 pub(super) fn has_field_expiries(kind: u8) -> bool {
     (kind::HASH_VALKEY..=kind::HASH_LISTPACK_EX).contains(&kind)

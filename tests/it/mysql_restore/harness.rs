@@ -118,6 +118,8 @@ pub(crate) fn options(destination: Destination) -> TargetOptions {
         apply: pitr::engine::Apply::default(),
         databases: vec![],
         expiry: pitr::engine::Expiry::default(),
+        keys: pitr::engine::Keys::default(),
+        in_place: false,
         clean: false,
     }
 }

@@ -387,6 +387,8 @@ pub(super) fn options_at(destination: Destination) -> TargetOptions {
         apply: pitr::engine::Apply::default(),
         databases: vec![],
         expiry: Expiry::default(),
+        keys: pitr::engine::Keys::default(),
+        in_place: false,
         clean: false,
     }
 }

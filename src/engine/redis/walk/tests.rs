@@ -237,6 +237,20 @@ fn what_is_not_known_is_refused_and_what_is_damaged_is_corrupt() {
     assert_eq!(class(&far.raw(&[0]).text(b"k").text(b"v").end()), Class::Refused);
 }
 
+#[test]
+fn a_value_dumped_is_moved_like_one_in_a_file() {
+    let dump = |at: i64| {
+        let mut file = File::default().raw(&[kind::HASH_VALKEY, 1]).text(b"f").text(b"v").ms(at);
+        file = file.raw(&[80, 0]);
+        let mut crc = Crc64::default();
+        crc.update(&file.0);
+        file.raw(&crc.value().to_le_bytes()).0
+    };
+    assert_eq!(shift_payload(&dump(AT), -4).unwrap(), dump(AT - 4));
+    assert!(shift_payload(&dump(AT)[1..], 0).is_err());
+    assert!(shift_payload(b"", 0).is_err());
+}
+
 proptest! {
     #[test]
     fn no_bytes_make_the_walk_panic(
