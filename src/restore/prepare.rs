@@ -36,40 +36,7 @@ pub fn prepare(options: &Options) -> Result<Plan> {
     for source in &options.sources {
         histories.push(archive.history(&source.name, source.engine)?);
     }
-    let (to, ways) = match &options.to {
-        Goal::Instant(at) => {
-            refuse_jointly(&histories, *at)?;
-            let mut ways = Vec::new();
-            for (source, history) in options.sources.iter().zip(&histories) {
-                let way = to_instant(&archive, source, history, *at);
-                ways.push(way.map_err(|e| e.context(format!("restore {} to {at}", source.name)))?);
-            }
-            (*at, ways)
-        }
-        Goal::Place { text, before } => {
-            let ([source], [history]) = (options.sources.as_slice(), histories.as_slice()) else {
-                return Err(Error::usage("a place is one in the log of one source")
-                    .hint("name it with --source"));
-            };
-            let (archive, mark) = (&archive, None);
-            let search = Search { archive, source, history, text, before: *before, mark };
-            let doing = || format!("restore {} {}", source.name, options.to);
-            let (to, way) = to_place(&search).map_err(|error| error.context(doing()))?;
-            (to, vec![way])
-        }
-        Goal::Mark(name) => {
-            let mark = archive.named_mark(name)?;
-            let text = format!("mark:{name}");
-            let way = |(source, history): (&SourceOptions, _)| {
-                let (archive, text, mark) = (&archive, text.as_str(), Some(&mark));
-                let search = Search { archive, source, history, text, before: false, mark };
-                let doing = || format!("restore {} {}", source.name, options.to);
-                Ok::<_, Error>(to_place(&search).map_err(|error| error.context(doing()))?.1)
-            };
-            let ways = options.sources.iter().zip(&histories).map(way).collect::<Result<_>>()?;
-            (mark.at, ways)
-        }
-    };
+    let (to, ways) = ways(options, &archive, &histories)?;
     // Servers that are started on it change their working folder first.
     let into = options.into.clone().unwrap_or_else(|| super::default_folder(to));
     let into = std::path::absolute(&into)
@@ -117,6 +84,47 @@ pub fn prepare(options: &Options) -> Result<Plan> {
         plan.skew_ms = Some((most - least) / 1000);
     }
     Ok(plan)
+}
+
+/// The way that each source takes to what is asked for, and the instant that it is.
+fn ways(
+    options: &Options,
+    archive: &Archive,
+    histories: &[History],
+) -> Result<(Timestamp, Vec<Way>)> {
+    match &options.to {
+        Goal::Instant(at) => {
+            refuse_jointly(histories, *at)?;
+            let mut ways = Vec::new();
+            for (source, history) in options.sources.iter().zip(histories) {
+                let way = to_instant(archive, source, history, *at);
+                ways.push(way.map_err(|e| e.context(format!("restore {} to {at}", source.name)))?);
+            }
+            Ok((*at, ways))
+        }
+        Goal::Place { text, before } => {
+            let ([source], [history]) = (options.sources.as_slice(), histories) else {
+                return Err(Error::usage("a place is one in the log of one source")
+                    .hint("name it with --source"));
+            };
+            let search = Search { archive, source, history, text, before: *before, mark: None };
+            let doing = || format!("restore {} {}", source.name, options.to);
+            let (to, way) = to_place(&search).map_err(|error| error.context(doing()))?;
+            Ok((to, vec![way]))
+        }
+        Goal::Mark(name) => {
+            let mark = archive.named_mark(name)?;
+            let text = format!("mark:{name}");
+            let way = |(source, history): (&SourceOptions, _)| {
+                let (text, mark) = (text.as_str(), Some(&mark));
+                let search = Search { archive, source, history, text, before: false, mark };
+                let doing = || format!("restore {} {}", source.name, options.to);
+                Ok::<_, Error>(to_place(&search).map_err(|error| error.context(doing()))?.1)
+            };
+            let ways = options.sources.iter().zip(histories).map(way).collect::<Result<_>>()?;
+            Ok((mark.at, ways))
+        }
+    }
 }
 
 /// Whether the databases named can be those of the only source.

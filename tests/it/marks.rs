@@ -85,7 +85,7 @@ async fn captured(source: &Mysqld, cache: &RedisServer) -> (Pitr, Daemon) {
     let mut daemon = pitr.spawn_run();
     until_windows(&pitr, &mut daemon).await;
     // The copy that opens the window comes before the stream.
-    eventually("both stream", Duration::from_secs(60), async || {
+    eventually("both stream", Duration::from_mins(1), async || {
         let report = pitr.run(&["windows", "--json"]).await.ok().json();
         let sources = report["sources"].as_array().unwrap().clone();
         sources.iter().all(|source| source["state"] == "streaming").then_some(())
