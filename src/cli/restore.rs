@@ -309,8 +309,13 @@ fn report_text(report: &restore::Report, zone: Tz) -> String {
             source.timeline
         );
         if let Some(cut) = &source.cut {
-            let known = source.uncertainty_us.map(|us| format!(", known to {}", exactness(us)));
-            out += &format!("    cut at {cut}{}\n", known.unwrap_or_default());
+            out += &format!("    cut at {cut}\n");
+            if let Some(us) = source.uncertainty_us.filter(|us| *us > 0) {
+                let within = exactness(us);
+                out += &format!(
+                    "    what was committed within {within} of the instant may be on either side\n"
+                );
+            }
         }
         if !report.plan {
             out += &format!(

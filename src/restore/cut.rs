@@ -23,7 +23,8 @@ use std::time::Duration;
 const SECOND: Duration = Duration::from_secs(1);
 
 /// Where the log is cut for `to`, and how exactly the instant is known, where marks tell it: how
-/// long nobody looked around the cut, and how exact the clock was when somebody did.
+/// long before the instant somebody looked last, and how exact the clock was then. What was
+/// committed within that may be on either side of the cut.
 pub(super) fn find(
     archive: &Archive,
     baseline: &BaselineMeta,
@@ -36,10 +37,7 @@ pub(super) fn find(
     }
     let slack = if time == TimeSource::Header { engine::mysql::SPAN } else { Duration::ZERO };
     let (last, behind) = marks_around(archive, baseline, segments, to, slack)?;
-    let open = match &behind {
-        Some(behind) if !behind.place.is_same_place(&last.place) => behind.at.since(last.at),
-        _ => Duration::ZERO,
-    };
+    let open = to.since(last.until);
     let exact = last.span + behind.as_ref().map_or(Duration::ZERO, |behind| behind.span);
     let (cut, known) = if time == TimeSource::Header && (open > SECOND || behind.is_none()) {
         (by_seconds(archive, segments, &last, behind.as_ref(), to)?, SECOND)
@@ -56,8 +54,18 @@ pub(super) fn find(
 struct Found {
     segment: usize,
     place: Position,
-    at: Timestamp,
+    /// Everything committed until then lies before the place: the latest mark there says so.
+    until: Timestamp,
     span: Duration,
+}
+
+impl Found {
+    /// A mark that comes before `behind`.
+    fn new(segment: usize, place: Position, mark: Mark, behind: Option<&Self>) -> Self {
+        let same = behind.filter(|behind| behind.place.is_same_place(&place));
+        let until = same.map_or(mark.at, |behind| behind.until);
+        Self { segment, place, until, span: mark.span() }
+    }
 }
 
 /// The last mark whose bytes were surely committed at `to`, but not before the baseline, and the
@@ -70,29 +78,28 @@ fn marks_around(
     slack: Duration,
 ) -> Result<(Found, Option<Found>)> {
     let start = &baseline.position;
+    let begin = Mark::new(start.offset, baseline.at);
     let mut behind = None;
     for (number, segment) in segments.iter().enumerate().rev() {
         let header = &segment.header;
         let mut reader = archive.segment(&header.source, header.timeline, header.number)?;
         for index in (0..reader.blocks().len()).rev() {
             for mark in reader.marks(index)?.into_iter().rev() {
-                let Mark { offset, at, .. } = mark;
-                if header.start.log == start.log && offset <= start.offset {
-                    let (place, span) = (start.clone(), Duration::ZERO);
-                    let first = Found { segment: number, place, at: baseline.at, span };
+                if header.start.log == start.log && mark.offset <= start.offset {
+                    let first = Found::new(number, start.clone(), begin, behind.as_ref());
                     return Ok((first, behind));
                 }
-                let place = Position::new(header.start.log.clone(), offset);
-                let mark = Found { segment: number, place, at, span: mark.span() };
-                if at <= to.before(slack) {
-                    return Ok((mark, behind));
+                let place = Position::new(header.start.log.clone(), mark.offset);
+                let found = Found::new(number, place, mark, behind.as_ref());
+                if mark.at <= to.before(slack) {
+                    return Ok((found, behind));
                 }
-                behind = Some(mark);
+                behind = Some(found);
             }
         }
     }
-    let (place, span) = (start.clone(), Duration::ZERO);
-    Ok((Found { segment: 0, place, at: baseline.at, span }, behind))
+    let first = Found::new(0, start.clone(), begin, behind.as_ref());
+    Ok((first, behind))
 }
 
 /// The beginning of the first record between two marks whose second is not over at `to`.

@@ -70,7 +70,8 @@ pub struct SourceReport {
     /// Where the replay stops, as far as it is known beforehand.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cut: Option<String>,
-    /// How exactly the instant is known, in ms, where it is known by samples of the clock.
+    /// How exactly the instant is known, in ms, where it is known by samples of the clock: what was
+    /// committed within that may be on either side of the cut.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub uncertainty_ms: Option<u64>,
     /// The same in µs.
@@ -163,7 +164,9 @@ impl Job {
                 Cut::At(position) => Some(position.to_string()),
                 Cut::After(_) => None,
             },
-            uncertainty_ms: self.uncertainty.and_then(|d| u64::try_from(d.as_millis()).ok()),
+            uncertainty_ms: self
+                .uncertainty
+                .and_then(|d| u64::try_from(d.as_micros().div_ceil(1000)).ok()),
             uncertainty_us: self.uncertainty.and_then(|d| u64::try_from(d.as_micros()).ok()),
             strange_events: self.strange_events.clone(),
             records: 0,

@@ -127,9 +127,9 @@ const MARKS: [(usize, u64, i64); 5] =
 
 #[rstest]
 #[case::at_a_mark_its_bytes_may_be_later(200, "mbin.000001:770", 100)]
-#[case::a_moment_later_they_are_not(220, "mbin.000001:2337", 700)]
-#[case::before_the_next(919, "mbin.000001:2337", 700)]
-#[case::behind_it_in_the_next_file(920, "mbin.000001:9759", 1000)]
+#[case::a_moment_later_they_are_not(220, "mbin.000001:2337", 20)]
+#[case::before_the_next(919, "mbin.000001:2337", 719)]
+#[case::behind_it_in_the_next_file(920, "mbin.000001:9759", 20)]
 #[case::last(63_000, "mbin.000003:391", 1000)]
 fn marks_tell_where_they_are_near(#[case] to: i64, #[case] place: &str, #[case] open: u64) {
     assert_eq!(cut(&MARKS, to), (place.to_owned(), open));
@@ -141,8 +141,11 @@ fn between_marks_that_are_far_apart_the_seconds_tell_and_never_lead_behind_the_l
     // The last of the second file and what follows until the third were surely over at 63 s.
     assert_eq!(cut(&far, 40_000), ("mbin.000002:976".into(), 1000));
     assert_eq!(cut(&far, 500), ("mbin.000001:323".into(), 1000));
-    // A mark at the same place leaves nothing open.
-    assert_eq!(cut(&[(1, 976, 3000), (1, 976, 60_000)], 40_000), ("mbin.000002:976".into(), 0));
+    // A mark at the same place leaves nothing open until then, and what came since is open.
+    let idle = [(1, 976, 3000), (1, 976, 30_000), (1, 976, 60_000), (2, 647, 60_300)];
+    for (to, open) in [(40_000, 0), (60_000, 0), (60_015, 15), (60_319, 319)] {
+        assert_eq!(cut(&idle, to), ("mbin.000002:976".into(), open), "{to}");
+    }
 }
 
 #[test]
@@ -161,7 +164,7 @@ fn how_exact_the_clock_was_on_both_sides_is_a_part_of_what_is_known() {
         find(&archive, &baseline(&archive, 323), &segments, at(to)).unwrap().1.unwrap()
     };
     let between = [(0, 1000, 1000), (0, 2000, 1300)];
-    assert_eq!(known(&between, 1100), Duration::from_millis(300) + 2 * EXACT);
+    assert_eq!(known(&between, 1100), Duration::from_millis(100) + 2 * EXACT);
     // Nothing was written between the two: only the clock itself is inexact.
     let idle = [(0, 1000, 1000), (0, 1000, 1300)];
     assert_eq!(known(&idle, 1100), 2 * EXACT);
