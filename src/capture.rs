@@ -129,6 +129,11 @@ impl Shared {
         self.streaming.load(Ordering::Acquire)
     }
 
+    /// The capture is gone without having said so itself.
+    pub fn broke_off(&self) {
+        self.streaming.store(false, Ordering::Release);
+    }
+
     /// Asks that `at` be written down as soon as the source has passed it.
     pub fn want(&self, at: Timestamp) {
         self.wanted.fetch_max(at.as_micros(), Ordering::AcqRel);

@@ -24,11 +24,13 @@ use crate::position::Position;
 use crate::prune;
 use crate::retention::Policy;
 use crate::schedule;
+use futures_util::FutureExt;
 use pruning::Pruning;
 use serde::{Deserialize, Serialize};
 use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
+use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
@@ -344,7 +346,7 @@ async fn supervise(
                 }
             },
         };
-        let (ended, returned) = stream(&station, ready, &mut stopped).await?;
+        let (ended, returned) = stream(&station, ready, &mut stopped).await;
         capture = returned;
         if *stopped.borrow() {
             break;
@@ -378,12 +380,12 @@ async fn recover(station: &Arc<Station>, config: &Config) -> Result<Capture> {
 }
 
 /// One connection, from the handshake to its end. Gives the capture back, unless the disk failed
-/// under it: then it has to be recovered.
+/// under it, or it panicked: then it has to be recovered.
 async fn stream(
-    station: &Arc<Station>,
+    station: &Station,
     mut capture: Capture,
     stopped: &mut watch::Receiver<bool>,
-) -> Result<(Result<()>, Option<Capture>)> {
+) -> (Result<()>, Option<Capture>) {
     let (send, receive) = mpsc::channel(CHUNKS_IN_FLIGHT);
     let (resume, durable) = (capture.resume(), capture.durable_of_next_stream());
     let runtime = tokio::runtime::Handle::current();
@@ -392,7 +394,7 @@ async fn stream(
         (capture, result)
     });
     let ended = {
-        let tail = station.engine.tail(resume, send, durable.clone());
+        let tail = caught(station.engine.tail(resume, send, durable.clone()));
         let relay = relay(station, durable);
         tokio::select! {
             ended = tail => ended,
@@ -401,10 +403,26 @@ async fn stream(
         }
     };
     // The sender is gone with the tail: the writer takes what is left, and ends.
-    let (capture, written) = writing.await.class(Class::Bug, || "write segments".into())?;
-    match written {
-        Ok(()) => Ok((ended, Some(capture))),
-        Err(error) => Ok((Err(error), None)),
+    match writing.await {
+        Ok((capture, Ok(()))) => (ended, Some(capture)),
+        Ok((_, Err(error))) => (Err(error), None),
+        Err(panicked) => {
+            station.shared.broke_off();
+            (Err(Error::bug("the writer of segments panicked").source(panicked)), None)
+        }
+    }
+}
+
+/// A panic as an error: a bug that one source comes upon must neither stop the others nor leave
+/// that one without a capture, looking as if it had one.
+async fn caught<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    match AssertUnwindSafe(work).catch_unwind().await {
+        Ok(done) => done,
+        Err(panic) => {
+            let said = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+            let said = said.or_else(|| panic.downcast_ref::<String>().cloned());
+            Err(Error::bug(format!("a panic: {}", said.unwrap_or_default())))
+        }
     }
 }
 
@@ -474,13 +492,13 @@ async fn keep_baselines(
         if ask.is_none() && !(ready && is_due()) {
             continue;
         }
-        let taking = baseline::take(
+        let taking = caught(baseline::take(
             station.engine.as_ref(),
             &config.archive,
             &station.label,
             station.durable.subscribe(),
             || station.shared.reached(),
-        );
+        ));
         let taken = tokio::select! {
             taken = taking => taken,
             () = until_set(&mut stopped) => return Ok(()),
@@ -762,3 +780,6 @@ fn ask(root: &Path, request: &Request, patience: Option<Duration>) -> Result<Rep
         reply => Ok(reply),
     }
 }
+
+#[cfg(test)]
+mod tests;
