@@ -288,7 +288,7 @@ pub async fn settle(
             .borrow_and_update()
             .as_ref()
             .is_none_or(|now| now.log == place.log && now.offset < place.offset);
-        if !is_behind && let Some(reader) = find(root, &label.source, place)? {
+        if !is_behind && let Some(reader) = find(root, &label.source, place).await? {
             let header = reader.meta().header.clone();
             if header.server.identity != server.identity {
                 return Err(Error::unavailable(
@@ -315,8 +315,16 @@ pub async fn settle(
     }
 }
 
-/// The segment of the newest timeline that holds `place` within its whole records.
-fn find(root: &Path, source: &str, place: &Position) -> Result<Option<SegmentReader>> {
+/// The segment of the newest timeline that holds `place` within its whole records. Open segments
+/// are read for that: not on a thread that streams.
+async fn find(root: &Path, source: &str, place: &Position) -> Result<Option<SegmentReader>> {
+    let (root, source, place) = (root.to_owned(), source.to_owned(), place.clone());
+    tokio::task::spawn_blocking(move || look_for(&root, &source, &place))
+        .await
+        .class(Class::Bug, || "look for the place of a baseline".into())?
+}
+
+fn look_for(root: &Path, source: &str, place: &Position) -> Result<Option<SegmentReader>> {
     let archive = Archive::open_read_only(root)?;
     let open = archive.open_segments(source)?;
     let sealed = archive.catalog().timelines(source)?.into_iter().max();
