@@ -404,3 +404,17 @@ fn a_clock_that_is_set_back_between_two_connections_stands_still_until_it_has_ca
     let held = [(10, 100, 0), (20, 200, 0), (30, 200, 150), (40, 200, 50), (50, 200, 30)];
     assert_eq!(marks, [&held[..], &[(60, 300, 0)]].concat());
 }
+
+#[test]
+fn a_sign_of_life_at_another_place_than_the_end_says_nothing() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let mut rig = Rig::new(Model(vec![vec![100, 200, 300]]));
+    rig.run(&[200], &runtime);
+    let capture = rig.capture.as_mut().unwrap();
+    let known = capture.shared.known_until();
+    for (offset, moves) in [(100, false), (300, false), (200, true)] {
+        capture.take(Captured::Alive(mark(offset, 50 * STEP))).unwrap();
+        capture.sync().unwrap();
+        assert_eq!(capture.shared.known_until() != known, moves, "{offset}");
+    }
+}

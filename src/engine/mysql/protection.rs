@@ -236,4 +236,24 @@ mod tests {
             None => assert_eq!(lapse, None),
         }
     }
+
+    #[tokio::test]
+    async fn commits_that_nobody_answered_between_two_looks_are_a_lapse() {
+        let endpoint = Endpoint::parse(crate::manifest::EngineKind::Mysql, "mysql://a@b").unwrap();
+        let (out, mut told) = mpsc::channel(16);
+        let mut watch = Watch::new("shop", &endpoint, &out, Arc::default());
+        for (second, unanswered) in [(1, 5), (2, 5), (3, 7), (4, 7)] {
+            let word = Some("source");
+            let (enabled, waits, clients, answers) = (true, true, 1, 1);
+            let sample = Sample { word, enabled, waits, unanswered, clients, answers };
+            watch.tell(sample, Timestamp::from_secs(second)).await;
+        }
+        let mut said = vec![];
+        while let Ok(Captured::Protection(Protection { at, lapse })) = told.try_recv() {
+            said.push((at, lapse.is_some()));
+        }
+        let at = Timestamp::from_secs;
+        // From the look before, since it may have been at once.
+        assert_eq!(said, [(at(1), false), (at(2), true), (at(3), false)]);
+    }
 }

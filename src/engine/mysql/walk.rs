@@ -453,3 +453,6 @@ fn landing(event: Option<GtidEvent>) -> Option<Landing> {
     let at: Option<Timestamp> = event.immediate_commit_ts;
     Some(Landing { position, at })
 }
+
+#[cfg(test)]
+mod tests;
