@@ -88,6 +88,7 @@ impl Capture {
         let (timeline, number) = (left.header.timeline, left.header.number);
         let mut reader = self.archive.segment(&self.label.source, timeline, number)?;
         let mut records = Records::new(&left.header.start);
+        let mut known = None;
         let server = std::mem::replace(&mut self.server, left.header.server.clone());
         for index in 0..reader.blocks().len() {
             let Some(start) = reader.blocks().get(index).map(|block| block.start) else { break };
@@ -101,7 +102,8 @@ impl Capture {
             marks.retain(|mark| mark.offset < at.offset);
             let time = TimeSource::Sampled;
             let mut chunk = Chunk { start, bytes, time, marks, ..Chunk::default() };
-            records.note(&mut chunk, 0, None, |_| {})?;
+            records.note(&mut chunk, 0, known, |_| {})?;
+            known = chunk.marks.last().map(|mark| mark.at).or(known);
             chunk.whole = records.take_whole();
             self.append(chunk)?;
         }

@@ -21,6 +21,17 @@ pub(super) async fn look(control: &mut Control) -> Result<History> {
 }
 
 impl History {
+    /// Where the source is, if it is a replica that does not have yet what the archive, which ends
+    /// at `asked`, has of the same stream. It would send everything anew.
+    pub(super) fn replica_behind(&self, asked: &Position) -> Option<u64> {
+        let field = |name: &str| self.replication.get(name);
+        let reached = field("master_repl_offset")?.parse().ok()?;
+        let is_behind = field("role")? == "slave"
+            && field("master_replid")? == &asked.log
+            && asked.offset > reached;
+        is_behind.then_some(reached)
+    }
+
     /// The place at which the source was promoted, if the archive, which ends at `asked`, has more
     /// than that of the stream before. The source goes on from there, as long as its backlog has it
     /// (`replication.c`, `masterTryPartialResynchronization`: an offset up to
@@ -92,6 +103,19 @@ impl History {
 mod tests {
     use super::*;
     use rstest::rstest;
+
+    #[test]
+    fn a_replica_that_lags_is_told_from_a_master_that_lost_writes() {
+        let mut history = history();
+        let asked = Position::new("a", 401);
+        assert_eq!(history.replica_behind(&asked), None, "it does not say that it is a replica");
+        history.replication.insert("role".into(), "slave".into());
+        assert_eq!(history.replica_behind(&asked), Some(400));
+        assert_eq!(history.replica_behind(&Position::new("a", 400)), None);
+        assert_eq!(history.replica_behind(&Position::new("c", 401)), None);
+        history.replication.insert("role".into(), "master".into());
+        assert_eq!(history.replica_behind(&asked), None);
+    }
 
     #[rstest]
     #[case::ahead_of_the_promotion("b", 250, Some(199))]

@@ -66,10 +66,25 @@ pub(super) async fn tail(
     control.sample().await?;
     let before = history::look(&mut control).await?;
     let mut link = Link::connect(&options.endpoint, server.version.strip_suffix("-valkey")).await?;
+    if let Some(asked) = &resume
+        && let Some(reached) = before.replica_behind(asked)
+    {
+        let behind = format!("the source is a replica at offset {reached}, behind {asked}");
+        return Err(Error::unavailable(behind)
+            .hint("it is waited for until it has caught up with the archive, or is promoted"));
+    }
     // A source that was promoted without the last writes that the archive has goes on from there.
     let fork = resume.as_ref().and_then(|asked| before.fork(asked));
     let after = fork.as_ref().or(resume.as_ref());
     let answer = link.psync(after.map(|p| (p.log.as_str(), p.offset))).await?;
+    if let (Answer::Full { .. }, Some(asked), None) = (&answer, &resume, &fork)
+        && history::look(&mut control).await?.fork(asked).is_some()
+    {
+        // A copy would be a gap where none need be.
+        return Err(Error::unavailable(
+            "the source was promoted in this moment; it is asked again",
+        ));
+    }
     let Some(joined) =
         join(&mut link, &mut control, &server, resume, answer, &before, &out).await?
     else {
