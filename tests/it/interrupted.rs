@@ -1,7 +1,7 @@
 //! A restore that is killed at any moment can be run again, and brings everything back.
 
 use crate::instants::until_windows;
-use crate::support::{Mysqld, Pitr, RedisServer, eventually};
+use crate::support::{Mariadbd, Mysqld, Pitr, RedisServer, eventually};
 use ::redis::AsyncCommands;
 use mysql_async::prelude::Queryable;
 use pitr::engine::{mysql, redis};
@@ -48,10 +48,20 @@ async fn nobody_works_in(dir: &Path) {
 
 /// An archive with a baseline and `rows` transactions behind it.
 async fn archived(rows: u32) -> (Mysqld, Pitr) {
-    let source = Mysqld::start(&["--sync-binlog=0", "--innodb-flush-log-at-trx-commit=0"]).await;
+    let source = Mysqld::start(&FAST).await;
+    let pitr = archive(&source, rows).await;
+    (source, pitr)
+}
+
+/// Options of a source that is filled quickly.
+const FAST: [&str; 2] = ["--sync-binlog=0", "--innodb-flush-log-at-trx-commit=0"];
+
+/// The same of a server that runs.
+async fn archive(source: &Mysqld, rows: u32) -> Pitr {
     source
         .sql(
             "CREATE DATABASE shop; CREATE TABLE shop.n (id INT PRIMARY KEY, s VARBINARY(2000));
+             CREATE TABLE shop.idle (id INT PRIMARY KEY);
              CREATE USER app@'%' IDENTIFIED BY 'first'; GRANT SELECT ON shop.* TO app@'%'",
         )
         .await;
@@ -68,12 +78,22 @@ async fn archived(rows: u32) -> (Mysqld, Pitr) {
     conn.query_drop("CREATE USER later@'%' IDENTIFIED BY 'x'").await.unwrap();
     eventually("everything is in the archive", Duration::from_secs(30), async || {
         let plan = ["restore", "--plan", "--source", "shop-mysql", "--to-position"];
-        let gtids = source.gtid_executed().await;
+        let gtids = executed(source).await;
         (pitr.run(&[&plan[..], &[&gtids]].concat()).await.code() == Some(0)).then_some(())
     })
     .await;
     daemon.terminate(Duration::from_secs(20)).await;
-    (source, pitr)
+    pitr
+}
+
+/// The GTIDs of everything that a MySQL or MariaDB has executed.
+async fn executed(server: &Mysqld) -> String {
+    let version: String = server.row("SELECT @@version").await;
+    if version.contains("MariaDB") {
+        server.row("SELECT @@gtid_binlog_state").await
+    } else {
+        server.gtid_executed().await
+    }
 }
 
 async fn assert_same(source: &Mysqld, restored: &Mysqld) {
@@ -163,6 +183,57 @@ async fn a_mysql_server_left_half_restored_is_known_and_cleaned_when_told_to() {
     let error = pitr.run(&[&args[..], &["--clean-target", "shop-mysql"]].concat()).await;
     let error = error.exits(6).error_json();
     assert!(error["message"].as_str().unwrap().contains("is not empty"), "{error}");
+}
+
+/// Kills a restore while it checks at the end what it has restored, and runs it again.
+async fn killed_at_the_end(source: &Mysqld, target: &Mysqld) {
+    let pitr = archive(source, 300).await;
+    let to = format!("shop-mysql={}", target.url());
+    let child = restore(&pitr, &["--target", &to]);
+    let mut lock = target.conn().await;
+    eventually("the log is being replayed", MOMENT, async || {
+        lock.query_first::<u64, _>("SELECT COUNT(*) FROM shop.n WHERE id > 0")
+            .await
+            .ok()
+            .flatten()
+            .filter(|rows| *rows > 0)
+    })
+    .await;
+    // No transaction needs it, but the check of all tables does.
+    lock.query_drop("LOCK TABLES shop.idle WRITE").await.unwrap();
+    eventually("the tables are checked", MOMENT, async || {
+        let checks = "SELECT COUNT(*) FROM information_schema.PROCESSLIST \
+                      WHERE INFO LIKE 'CHECK TABLE%'";
+        (target.row::<u64>(checks).await > 0).then_some(())
+    })
+    .await;
+    kill(child);
+    lock.query_drop("UNLOCK TABLES").await.unwrap();
+    let args = ["restore", "--to", "latest", "--json", "--target", &to];
+    eventually("the server notices", Duration::from_mins(1), async || {
+        (pitr.run(&args).await.code() == Some(6)).then_some(())
+    })
+    .await;
+    let error = pitr.run(&args).await.exits(6).error_json();
+    assert!(error["message"].as_str().unwrap().contains("half restored"), "{error}");
+    pitr.run(&[&args[..], &["--clean-target", "shop-mysql"]].concat()).await.ok();
+    let of = async |server: &Mysqld| {
+        let mut conn = server.conn().await;
+        mysql::digest::digest(&mut conn).await.unwrap()
+    };
+    assert_eq!(of(target).await.diff(&of(source).await), [""; 0]);
+    assert_eq!(executed(target).await, executed(source).await);
+}
+
+#[tokio::test]
+async fn a_mysql_restore_killed_while_it_checks_can_be_run_again() {
+    killed_at_the_end(&Mysqld::start(&FAST).await, &Mysqld::start(&[]).await).await;
+}
+
+#[tokio::test]
+async fn a_mariadb_restore_killed_while_it_checks_can_be_run_again() {
+    let target = Mariadbd::start(&["--log-slave-updates=ON"]).await;
+    killed_at_the_end(&Mariadbd::start(&FAST).await, &target).await;
 }
 
 #[tokio::test]

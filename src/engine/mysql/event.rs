@@ -528,18 +528,25 @@ impl<'a> Query<'a> {
     /// # Errors
     /// Corrupt, if it is not what a server writes.
     pub(crate) fn uncompress(self, whole: bool, buffer: &'a mut Vec<u8>) -> Result<Self> {
+        self.uncompress_up_to(STATEMENT_LIMIT, whole, buffer)
+    }
+
+    /// The same with another limit.
+    ///
+    /// # Errors
+    /// As [`Query::uncompress`].
+    pub(crate) fn uncompress_up_to(
+        self,
+        limit: u64,
+        whole: bool,
+        buffer: &'a mut Vec<u8>,
+    ) -> Result<Self> {
         let bad = |why: &str| Error::corrupt(format!("QUERY_COMPRESSED event: {why}"));
         let mut at = Reader(self.statement);
-        let mut parse = || {
-            // 0x80, the algorithm (0 is zlib) in three bits, the length of the length in three.
-            let form = at.u8().filter(|form| form & 0xf8 == 0x80)?;
-            let length = at.bytes(usize::from(form & 7))?;
-            Some(length.iter().fold(0_u64, |length, byte| length << 8 | u64::from(*byte)))
-        };
-        let length = parse().ok_or_else(|| bad("not in its form"))?;
+        let length = uncompressed_length(&mut at).ok_or_else(|| bad("not in its form"))?;
         buffer.clear();
-        let inflated = flate2::read::ZlibDecoder::new(at.0).take(STATEMENT_LIMIT);
-        let (wanted, mut inflated) = (length.min(STATEMENT_LIMIT), inflated);
+        let mut inflated = flate2::read::ZlibDecoder::new(at.0).take(limit);
+        let wanted = length.min(limit);
         match inflated.read_to_end(buffer) {
             Err(error) if whole => return Err(bad("not compressed as it says").source(error)),
             Ok(len) if whole && len as u64 != wanted => return Err(bad("of another length")),
@@ -547,6 +554,14 @@ impl<'a> Query<'a> {
         }
         Ok(Self { statement: buffer, ..self })
     }
+}
+
+/// How long something is that a MariaDB compressed, in bytes: 0x80, the algorithm (0 is zlib) in
+/// three bits, the length of the length in three; then that.
+pub(crate) fn uncompressed_length(at: &mut Reader<'_>) -> Option<u64> {
+    let form = at.u8().filter(|form| form & 0xf8 == 0x80)?;
+    let length = at.bytes(usize::from(form & 7))?;
+    Some(length.iter().fold(0_u64, |length, byte| length << 8 | u64::from(*byte)))
 }
 
 /// How much of a compressed statement is uncompressed, in bytes.

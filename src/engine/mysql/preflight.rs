@@ -35,8 +35,8 @@ const MYSQL_PRIVILEGES: [&[&str]; 18] = [
     &["SET_ANY_DEFINER", "SET_USER_ID"],
 ];
 
-/// What the account needs on a MariaDB, each with what stands for it.
-const MARIA_PRIVILEGES: [&[&str]; 24] = [
+/// What the account needs on a MariaDB whichever way the log is applied, each with what stands for it.
+const MARIA_PRIVILEGES: [&[&str]; 21] = [
     &["SELECT"],
     &["INSERT"],
     &["UPDATE"],
@@ -57,11 +57,11 @@ const MARIA_PRIVILEGES: [&[&str]; 24] = [
     &["DELETE HISTORY"],
     &["BINLOG MONITOR", "REPLICATION CLIENT", "SUPER"],
     &["BINLOG ADMIN", "SUPER"],
-    &["REPLICATION SLAVE ADMIN", "SUPER"],
-    &["REPLICATION MASTER ADMIN", "SUPER"],
     &["SET USER", "SUPER"],
-    &["SUPER"],
 ];
+
+/// The oldest MariaDB whose log tells all that a statement depends on.
+const OLDEST_AS_STATEMENTS: (u32, u32, u32) = (10, 11, 0);
 
 /// What the archive comes from.
 ///
@@ -100,7 +100,7 @@ pub(super) async fn running(
     let server = Server { version, identity };
     let way = match source.family {
         Family::MySql => check_mysql(conn, needs, asked, server_id, at, clean).await?,
-        Family::MariaDb => check_maria(conn, needs, asked, server_id, at, clean).await?,
+        Family::MariaDb => check_maria(conn, source, needs, asked, server_id, at, clean).await?,
     };
     Ok((server, way))
 }
@@ -119,7 +119,7 @@ async fn check_mysql(
     check_empty(conn, at).await?;
     let settings = settings(conn, at).await?;
     let facts = Facts {
-        gtid_mode_on: settings.gtid_mode == "ON",
+        has_gtids: settings.gtid_mode == "ON",
         scheduler_on: settings.scheduler == "ON",
         lacks_to_replicate: baseline::missing_privileges(conn, &way::TO_REPLICATE).await?,
         lacks_to_run: baseline::missing_privileges(conn, &way::TO_RUN).await?,
@@ -140,26 +140,51 @@ async fn check_mysql(
 
 async fn check_maria(
     conn: &mut Conn,
+    source: Flavor,
     needs: &Needs,
     asked: Apply,
     server_id: u32,
     at: &str,
     clean: bool,
 ) -> Result<Way> {
-    if asked == Apply::Sql {
-        return Err(Error::refused(format!("{at} is a MariaDB: its log is not applied as SQL"))
-            .hint("leave --apply away: the server applies the log itself"));
-    }
-    check_server_id(server_id, needs, "SET GLOBAL", at)?;
     // First, as the other questions need some of them.
     check_privileges(conn, &MARIA_PRIVILEGES, at).await?;
+    let settings: Vec<(String, String)> =
+        ask::rows(conn, "SHOW GLOBAL VARIABLES", || format!("read the settings of {at}")).await?;
+    let has = |name: &str, value: &str| {
+        settings.iter().any(|setting| setting.0.eq_ignore_ascii_case(name) && setting.1 == value)
+    };
+    let facts = Facts {
+        has_gtids: true,
+        scheduler_on: has("event_scheduler", "ON"),
+        lacks_to_replicate: baseline::missing_privileges(conn, &way::MARIA_TO_REPLICATE).await?,
+        lacks_to_run: baseline::missing_privileges(conn, &way::MARIA_TO_RUN).await?,
+    };
+    let may_administer = facts.may_administer();
+    // Else the account may not see them.
+    let sees_replication = may_administer || facts.lacks_to_run.is_empty();
     check_half(conn, at, clean).await?;
     check_empty(conn, at).await?;
-    let end = "STOP ALL REPLICAS; RESET REPLICA 'name' ALL";
-    check_no_replica(conn, "SHOW ALL REPLICAS STATUS", end, at).await?;
-    check_no_source(conn, "SHOW REPLICA HOSTS", at).await?;
-    check_maria_settings(conn, at).await?;
-    Ok(Way::native("a MariaDB applies its log itself"))
+    if sees_replication {
+        let end = "STOP ALL REPLICAS; RESET REPLICA 'name' ALL";
+        check_no_replica(conn, "SHOW ALL REPLICAS STATUS", end, at).await?;
+    }
+    if may_administer {
+        check_no_source(conn, "SHOW REPLICA HOSTS", at).await?;
+    }
+    let way = Way::choose(asked, &facts, at)?;
+    if way.sql && source.number < OLDEST_AS_STATEMENTS {
+        return Err(Error::refused(format!(
+            "{at}: the log of a MariaDB before 10.11 does not tell all that its statements \
+             depend on: it is not applied as SQL"
+        ))
+        .hint("restore with --apply native, which needs ALL ON *.* on the target"));
+    }
+    if !way.sql {
+        check_server_id(server_id, needs, "SET GLOBAL", at)?;
+    }
+    check_maria_settings(&settings, &way, at)?;
+    Ok(way)
 }
 
 fn check_server_id(server_id: u32, needs: &Needs, set: &str, at: &str) -> Result<()> {
@@ -349,7 +374,7 @@ impl Settings {
 }
 
 /// What a MariaDB could be told to leave out of what it replays, or to do otherwise.
-async fn check_maria_settings(conn: &mut Conn, at: &str) -> Result<()> {
+fn check_maria_settings(settings: &[(String, String)], way: &Way, at: &str) -> Result<()> {
     const OFF: [(&str, &str); 10] = [
         ("replicate_do_db", ""),
         ("replicate_do_table", ""),
@@ -362,16 +387,22 @@ async fn check_maria_settings(conn: &mut Conn, at: &str) -> Result<()> {
         ("read_only", "OFF"),
         ("sql_slave_skip_counter", "0"),
     ];
-    let settings: Vec<(String, String)> =
-        ask::rows(conn, "SHOW GLOBAL VARIABLES", || format!("read the settings of {at}")).await?;
+    /// What pitr sets for the time of the replay, where the account may.
+    const SET: [(&str, &str); 3] = [
+        ("gtid_strict_mode", "OFF"),
+        ("slave_exec_mode", "STRICT"),
+        ("slave_run_triggers_for_rbr", "NO"),
+    ];
+    let set = if way.admin { &[][..] } else { &SET };
     for (name, value) in settings {
         let name = name.to_ascii_lowercase();
-        let wrong = OFF.iter().find(|(off, wanted)| *off == name && *wanted != value);
+        let wrong = OFF.iter().chain(set).find(|(off, wanted)| *off == name && wanted != value);
         if let Some((_, wanted)) = wrong {
             return Err(Error::refused(format!("{at} has {name} = {value}"))
                 .hint(format!("SET GLOBAL {name} = '{wanted}', or start it without")));
         }
-        if name == "secure_timestamp" && value == "YES" {
+        // The second one for all but those with SUPER.
+        if name == "secure_timestamp" && (value == "YES" || value == "SUPER" && !way.admin) {
             return Err(Error::refused(format!(
                 "{at} has {name} = {value}: it would give every row the time of the restore"
             ))

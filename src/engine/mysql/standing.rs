@@ -114,6 +114,20 @@ pub(super) async fn settle(conn: &mut Conn, set: &Executed) -> Result<()> {
     set_binlog_state(conn, state).await
 }
 
+/// The same for a MariaDB that has run and logged everything itself. Its binlog may lack what it
+/// has a reason not to log (an empty transaction, say): then it is emptied, and goes on behind
+/// what was replayed.
+///
+/// # Errors
+/// Unavailable, if the target does not take it.
+pub(super) async fn settle_logged(conn: &mut Conn, set: &Executed) -> Result<()> {
+    let Executed::Maria(state) = set else { return Ok(()) };
+    if binlog_state(conn).await?.is_some_and(|logged| logged != *state) {
+        set_binlog_state(conn, state).await?;
+    }
+    set_slave_pos(conn, &position_of(state)).await
+}
+
 /// Looks whether the target has executed exactly `expected`.
 ///
 /// # Errors

@@ -258,13 +258,21 @@ impl MysqlTarget {
             return Err(Error::bug("a folder's log is applied by its own server"));
         };
         let conn = self.session.as_mut().ok_or_else(|| Error::bug("no connection"))?;
-        let before = load::executed(conn).await?;
-        let served = apply::run(program, endpoint, conn, names)
+        let family = self.family;
+        let before = match family {
+            Family::MySql => load::executed(conn).await?,
+            Family::MariaDb => Executed::default(),
+        };
+        let served = apply::run(program, endpoint, conn, family, names)
             .await
             .map_err(|error| error.context(format!("replay into {endpoint}")))?;
         self.events = Some(served.events);
         let mut applied = served.applied;
-        if names == Names::Kept {
+        if family == Family::MariaDb {
+            if self.way.admin {
+                standing::settle_logged(conn, &served.gtids).await?;
+            }
+        } else if names == Names::Kept {
             let mut executed = before;
             executed.union_with(&served.gtids.subtract(&program.base));
             applied.gtids = executed.to_string();
@@ -328,11 +336,14 @@ impl MysqlTarget {
         other.disconnect().await.unavailable(|| "close a connection".into())?;
         let running = matches!(self.place, Place::Running(_));
         let databases = std::mem::take(&mut self.options.databases);
-        let family = self.family;
+        let (family, admin) = (self.family, self.way.admin);
         let conn = self.session()?;
         let kept =
             if databases.is_empty() { None } else { Some(only::keep(conn, &databases).await?) };
-        let tables = check::everything(conn, family, &applied.gtids.parse()?).await?;
+        let gtids = applied.gtids.parse()?;
+        // A MariaDB whose state may not be set has that of its own transactions, too.
+        let is_known = family == Family::MySql || admin;
+        let tables = check::everything(conn, family, is_known.then_some(&gtids)).await?;
         if running {
             // What was committed under looser settings is made durable before those come back.
             ask::run(conn, "FLUSH NO_WRITE_TO_BINLOG LOGS", || "make everything durable".into())
@@ -341,7 +352,11 @@ impl MysqlTarget {
         let mut globals = std::mem::take(&mut self.globals);
         globals.put_back(self.session()?).await?;
         let gtids = match (family, self.way.gtids, self.way.admin) {
-            (Family::MariaDb, ..) => "gtid_slave_pos is exactly that of the instant",
+            (Family::MariaDb, _, false) => {
+                "the replayed transactions have their GTIDs in the target's binlog, if it writes \
+                 one, but gtid_slave_pos, which the account may not set, is what it was"
+            }
+            (Family::MariaDb, _, true) => "gtid_slave_pos is exactly that of the instant",
             (_, false, _) => "the transactions have new names, as gtid_mode is not ON",
             (_, true, false) => {
                 "gtid_executed has the replayed transactions, but not those of the baseline, \
@@ -420,9 +435,7 @@ impl MysqlTarget {
                 let conn =
                     self.session.as_mut().ok_or_else(|| Error::bug("no preflight was made"))?;
                 check_names(conn, &at, facts.lower_case_table_names).await?;
-                if self.way.admin {
-                    self.globals.half = Some(Half::begin(conn, &self.options.name).await?);
-                }
+                self.globals.half = Some(Half::begin(conn, &self.options.name).await?);
                 if facts.partial_revokes {
                     // It stays on: with partial revokes in force it cannot be switched off.
                     set_global(conn, "partial_revokes", "ON").await?;

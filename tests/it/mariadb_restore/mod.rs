@@ -2,6 +2,7 @@
 //!
 //! The log comes straight from the source's binlog files, so nothing of the archive takes part.
 
+mod as_statements;
 pub(crate) mod harness;
 
 use crate::mysql_restore::harness::{folder, open_log, restore, running, slow_log};

@@ -8,6 +8,7 @@
 //! to the cut; one that the target knows already is an error, because the server would leave it
 //! out in silence.
 
+mod maria;
 mod payload;
 mod pipeline;
 mod script;
@@ -18,6 +19,7 @@ pub(super) use script::Names;
 
 use super::event::kind;
 use super::executed::Executed;
+use super::flavor::{Family, Flavor};
 use super::walk::{Next, Program, Served, Walk};
 use super::{ask, load};
 use crate::engine::Endpoint;
@@ -42,6 +44,9 @@ const SETUP: [&str; 5] = [
     "SET @pitr=0",
 ];
 
+/// What a MariaDB needs besides: row events go into its own log whatever format is set there.
+const MARIA_SETUP: [&str; 1] = ["SET SESSION binlog_format='MIXED'"];
+
 /// Applies `program` to the server at `endpoint`; `conn` is another connection to it.
 ///
 /// # Errors
@@ -50,14 +55,18 @@ pub(super) async fn run(
     program: &Program,
     endpoint: &Endpoint,
     conn: &mut Conn,
+    family: Family,
     names: Names,
 ) -> Result<Served> {
-    let known = match names {
-        Names::Kept => load::executed(conn).await?,
-        Names::New => Executed::default(),
+    let known = match (family, names) {
+        (Family::MySql, Names::Kept) => load::executed(conn).await?,
+        // A MariaDB leaves out nothing because of its name.
+        _ => Executed::default(),
     };
-    let script = Script::new(names, collations(conn).await?, guarded(conn).await?);
-    let pipeline = Pipeline::connect(endpoint, &SETUP).await?;
+    let (collations, guarded) = (collations(conn, family).await?, guarded(conn).await?);
+    let script = Script::new(family, names, collations, guarded);
+    let besides = if family == Family::MariaDb { &MARIA_SETUP[..] } else { &[] };
+    let pipeline = Pipeline::connect(endpoint, &[&SETUP[..], besides].concat()).await?;
     let limit: Option<u64> =
         ask::first(conn, "SELECT @@GLOBAL.max_allowed_packet", || "read max_allowed_packet".into())
             .await?;
@@ -213,14 +222,20 @@ impl Apply<'_> {
     }
 }
 
-async fn collations(conn: &mut Conn) -> Result<Collations> {
-    let rows: Vec<(u32, String, String)> = ask::rows(
-        conn,
-        "SELECT ID, COLLATION_NAME, CHARACTER_SET_NAME FROM information_schema.COLLATIONS \
-         WHERE ID IS NOT NULL AND CHARACTER_SET_NAME IS NOT NULL",
-        || "list the target's collations".into(),
-    )
-    .await?;
+async fn collations(conn: &mut Conn, family: Family) -> Result<Collations> {
+    let listing = || "list the target's collations".to_owned();
+    let version: Option<String> = ask::first(conn, "SELECT @@version", listing).await?;
+    let number = version.as_deref().and_then(Flavor::parse).map_or((0, 0, 0), |f| f.number);
+    // From then on a MariaDB has collations that stand for another one in each charset.
+    let table = if family == Family::MariaDb && number >= (10, 10, 1) {
+        "FULL_COLLATION_NAME, CHARACTER_SET_NAME \
+         FROM information_schema.COLLATION_CHARACTER_SET_APPLICABILITY"
+    } else {
+        "COLLATION_NAME, CHARACTER_SET_NAME FROM information_schema.COLLATIONS"
+    };
+    let query =
+        format!("SELECT ID, {table} WHERE ID IS NOT NULL AND CHARACTER_SET_NAME IS NOT NULL");
+    let rows: Vec<(u32, String, String)> = ask::rows(conn, query, listing).await?;
     Ok(rows.into_iter().map(|(id, collation, charset)| (id, (collation, charset))).collect())
 }
 
@@ -236,6 +251,8 @@ async fn guarded(conn: &mut Conn) -> Result<Guarded> {
         let value = match row.as_ref().map(|(_, value)| value.as_str()) {
             Some("ON" | "1") => 1,
             Some("OFF" | "0") => 0,
+            // A text of its own, which every statement has.
+            Some(_) if name == "character_set_collations" => 0,
             Some("utf8mb4_general_ci") => 45,
             Some("utf8mb4_0900_ai_ci") => 255,
             _ => continue,

@@ -10,11 +10,15 @@
 //! `@pitr` is the number before. So an error stops everything behind it, whatever is under way:
 //! a COMMIT is never run after a `BINLOG` that failed.
 
-use super::super::event::{CRC_BYTES, Checksum, HEAD_BYTES, Head, Query, Reader, body, flag, kind};
+use super::super::event::{
+    self, CRC_BYTES, Checksum, HEAD_BYTES, Head, MAX_EVENT_BYTES, Query, Reader, body, flag, kind,
+};
 use super::super::executed::TxId;
+use super::super::flavor::Family;
 use super::super::stream::Part;
+use super::maria::{self, CompressedRows};
 use super::payload::Payload;
-use super::session::{self, Before, Collations, Guarded};
+use super::session::{Before, Collations, Context, Guarded, Ready};
 use crate::error::{Error, Result};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -48,18 +52,17 @@ struct Packet {
 }
 
 impl Packet {
-    /// Begins one, if none is begun. `gtid` is taken by what follows.
-    fn begin(&mut self, gtid: Option<&str>) {
+    /// Begins one, if none is begun. `name` is the assignment that names what follows.
+    fn begin(&mut self, name: Option<&str>) {
         if self.statements > 0 || self.bare {
             return;
         }
         let before = self.number;
         self.number += 1;
         let mut guard = format!("SET @pitr_on=IF(@pitr<=>{before},1,COT(0*IFNULL(@pitr,0)))");
-        if let Some(gtid) = gtid {
-            guard.push_str(",@@SESSION.GTID_NEXT='");
-            guard.push_str(gtid);
-            guard.push('\'');
+        if let Some(name) = name {
+            guard.push(',');
+            guard.push_str(name);
         }
         self.text.extend_from_slice(guard.as_bytes());
         self.statements = 1;
@@ -153,14 +156,19 @@ pub(in super::super) enum Names {
 
 /// Writes what is to be sent.
 pub(super) struct Script {
+    family: Family,
     names: Names,
-    collations: Collations,
-    guarded: Guarded,
+    context: Context,
     packet: Packet,
     literal: Literal,
     event: Event,
-    /// The name of the transaction, until a packet has taken it.
-    gtid: Option<String>,
+    /// The assignment that names the transaction, until a packet has taken it.
+    name: Option<String>,
+    /// The same, for as long as the transaction is open.
+    of_transaction: Option<String>,
+    /// Whether a statement that commits may come within the transaction: of a MariaDB, if it is
+    /// not one statement that stands by itself.
+    in_group: bool,
     /// TABLE_MAP events of the current statement, as they go into the literal.
     maps: Vec<u8>,
     before: Before,
@@ -170,15 +178,22 @@ pub(super) struct Script {
 
 impl Script {
     /// A script for a session in which `@pitr` is 0.
-    pub(super) fn new(names: Names, collations: Collations, guarded: Guarded) -> Self {
+    pub(super) fn new(
+        family: Family,
+        names: Names,
+        collations: Collations,
+        guarded: Guarded,
+    ) -> Self {
         Self {
+            family,
             names,
-            collations,
-            guarded,
+            context: Context { family, collations, guarded },
             packet: Packet::default(),
             literal: Literal::default(),
             event: Event::Skipped,
-            gtid: None,
+            name: None,
+            of_transaction: None,
+            in_group: false,
             maps: vec![],
             before: Before::default(),
             checksum: Checksum::None,
@@ -194,12 +209,13 @@ impl Script {
     /// A file begins: its FORMAT_DESCRIPTION says how events are written.
     pub(super) fn format(&mut self, event: &[u8], checksum: Checksum) {
         self.checksum = checksum;
-        // The name of the last transaction is used up, and BINLOG wants none.
-        self.packet.begin(Some("AUTOMATIC"));
+        // The name of the last transaction is used up, and BINLOG wants none. MariaDB's is gone.
+        let unnamed = "@@SESSION.GTID_NEXT='AUTOMATIC'";
+        self.packet.begin((self.family == Family::MySql).then_some(unnamed));
         self.packet.add("BINLOG '");
         self.literal.put(event, &mut self.packet.text);
         self.literal.close(&mut self.packet.text);
-        if self.names == Names::New {
+        if self.names == Names::New && self.family == Family::MySql {
             // The server takes a FORMAT_DESCRIPTION for the beginning of a log with names.
             self.packet.add("SET @@SESSION.GTID_NEXT='AUTOMATIC'");
         }
@@ -208,8 +224,12 @@ impl Script {
 
     /// A transaction begins.
     pub(super) fn begin(&mut self, gtid: Option<TxId>) {
-        let named = gtid.filter(|_| self.names == Names::Kept);
-        self.gtid = named.map(|gtid| gtid.to_string());
+        self.name = gtid.filter(|_| self.names == Names::Kept).map(|gtid| match gtid {
+            TxId::MySql(gtid) => format!("@@SESSION.GTID_NEXT='{gtid}'"),
+            TxId::Maria(gtid) => maria::name(gtid),
+        });
+        self.of_transaction.clone_from(&self.name);
+        self.in_group = false;
     }
 
     /// A transaction has ended.
@@ -274,14 +294,21 @@ impl Script {
                 | kind::XA_PREPARE
                 | kind::INTVAR
                 | kind::RAND
-                | kind::USER_VAR => Event::Collected { head, bytes: vec![] },
+                | kind::USER_VAR
+                | kind::MARIA_GTID
+                | kind::MARIA_QUERY_COMPRESSED
+                | kind::MARIA_WRITE_ROWS_COMPRESSED_V1..=kind::MARIA_DELETE_ROWS_COMPRESSED => {
+                    Event::Collected { head, bytes: vec![] }
+                }
                 kind::GTID
                 | kind::ANONYMOUS_GTID
                 | kind::GTID_TAGGED
                 | kind::ROWS_QUERY
                 | kind::IGNORABLE
                 | kind::TRANSACTION_CONTEXT
-                | kind::VIEW_CHANGE => Event::Skipped,
+                | kind::VIEW_CHANGE
+                | kind::MARIA_ANNOTATE_ROWS
+                | kind::MARIA_BINLOG_CHECKPOINT => Event::Skipped,
                 _ if head.flags & flag::IGNORABLE != 0 => Event::Skipped,
                 kind::APPEND_BLOCK
                 | kind::DELETE_FILE
@@ -357,8 +384,8 @@ impl Script {
 
     fn open_packet(&mut self) {
         if self.packet.statements == 0 {
-            let gtid = self.gtid.take();
-            self.packet.begin(gtid.as_deref());
+            let name = self.name.take();
+            self.packet.begin(name.as_deref());
         }
     }
 
@@ -396,9 +423,48 @@ impl Script {
             }
             kind::INTVAR => self.before.intvar(inner),
             kind::RAND => self.before.rand(inner),
-            kind::USER_VAR => self.before.user_var(inner, &self.collations),
-            _ => self.query(head, &Query::parse(inner)?),
+            kind::USER_VAR => self.before.user_var(inner, &self.context.collations),
+            kind::MARIA_GTID => {
+                let Some(opening) = maria::opening(inner)? else { return Ok(()) };
+                self.in_group = true;
+                self.own(&opening)
+            }
+            kind::MARIA_QUERY_COMPRESSED => {
+                let (limit, mut buffer) = (u64::from(MAX_EVENT_BYTES), vec![]);
+                let query = Query::parse(inner)?.uncompress_up_to(limit, true, &mut buffer)?;
+                self.query(head, &query)
+            }
+            kind::QUERY => self.query(head, &Query::parse(inner)?),
+            _ => self.compressed_rows(head, inner),
         }
+    }
+
+    /// Adds a compressed row event as the plain one that it stands for: `BINLOG` takes no other.
+    fn compressed_rows(&mut self, head: &Head, inner: &[u8]) -> Result<()> {
+        let rows = CompressedRows::parse(head.kind, inner)?;
+        let length = rows.event_length() + self.checksum.len() as u64;
+        let length = u32::try_from(length).ok().filter(|length| *length <= MAX_EVENT_BYTES);
+        let length =
+            length.ok_or_else(|| Error::corrupt("compressed row event: longer than any"))?;
+        let mut start =
+            event::build(Head { kind: rows.kind, ..*head }, rows.prefix, Checksum::None);
+        set_length(&mut start, length);
+        let mut event = self.begin_rows(head, &start, self.checksum == Checksum::Crc32)?;
+        {
+            let Event::Rows { crc, .. } = &mut event else {
+                return Err(Error::bug("rows that are none"));
+            };
+            let mut put = |bytes: &[u8]| {
+                if let Some(crc) = crc {
+                    crc.update(bytes);
+                }
+                self.literal.put(bytes, &mut self.packet.text);
+            };
+            put(&start);
+            rows.rows(put)?;
+        }
+        self.event = event;
+        self.event_ended(false)
     }
 
     /// Adds a statement of pitr's own.
@@ -421,11 +487,20 @@ impl Script {
                 return self.own(own);
             }
         }
-        let ready = session::ready(head, query, &mut self.before, &mut self.guarded)?;
-        for statement in &ready.session {
+        let Some(Ready { session, statement }) =
+            self.context.ready(head, query, &mut self.before)?
+        else {
+            return Ok(());
+        };
+        for statement in &session {
             self.own(statement)?;
         }
-        self.statement(ready.statement, query.error);
+        self.statement(statement, query.error);
+        if self.in_group && maria::commits(query.statement) {
+            // A MariaDB has committed it and used up the name; the table's rows have the same.
+            self.name.clone_from(&self.of_transaction);
+            self.own("START TRANSACTION")?;
+        }
         // The table's rows follow, in the same transaction.
         self.packet.bare = query.statement.ends_with(b"START TRANSACTION")
             && query.statement.get(..6).is_some_and(|verb| verb.eq_ignore_ascii_case(b"CREATE"));
@@ -453,11 +528,18 @@ fn cannot(what: &str) -> Error {
 /// The beginning of an event whose length is to count a checksum, too.
 fn longer_by_crc(event: &[u8]) -> Bytes {
     let mut event = event.to_vec();
-    // Where the length stands in the head.
-    if let Some(length) = event.get_mut(9..13).and_then(|length| length.first_chunk_mut::<4>()) {
-        *length = u32::from_le_bytes(*length).wrapping_add(CRC_BYTES as u32).to_le_bytes();
-    }
+    let length = event.get(LENGTH_AT..).and_then(|rest| Reader(rest).u32()).unwrap_or_default();
+    set_length(&mut event, length.wrapping_add(CRC_BYTES as u32));
     event.into()
+}
+
+/// Where the length stands in an event's head.
+const LENGTH_AT: usize = 9;
+
+fn set_length(event: &mut [u8], length: u32) {
+    if let Some(room) = event.get_mut(LENGTH_AT..).and_then(|rest| rest.first_chunk_mut::<4>()) {
+        *room = length.to_le_bytes();
+    }
 }
 
 /// The statement that an XA_PREPARE event stands for.
@@ -466,7 +548,6 @@ fn xa_prepare(body: &[u8]) -> Option<String> {
     let one_phase = at.u8()? != 0;
     let format = at.u32()?.cast_signed();
     let (gtrid, bqual) = (usize::try_from(at.u32()?).ok()?, usize::try_from(at.u32()?).ok()?);
-    let (gtrid, bqual) = (session::hex(at.bytes(gtrid)?), session::hex(at.bytes(bqual)?));
-    let xid = format!("X'{gtrid}',X'{bqual}',{format}");
+    let xid = maria::xid(&mut at, format, gtrid, bqual)?;
     Some(if one_phase { format!("XA COMMIT {xid} ONE PHASE") } else { format!("XA PREPARE {xid}") })
 }

@@ -10,6 +10,8 @@
 use super::super::accounts::{Account, identifier};
 use super::super::event::{Head, Query, Reader, flag};
 use super::super::events;
+use super::super::flavor::Family;
+use super::maria;
 use crate::error::{Error, Result};
 use mysql_common::binlog::decimal::Decimal;
 use std::collections::BTreeMap;
@@ -80,6 +82,10 @@ fn user_var(body: &[u8], collations: &Collations) -> Option<Result<String>> {
     let len = usize::try_from(at.u32()?).ok()?;
     let value = at.bytes(len)?;
     let unsigned = at.u8().unwrap_or(0) & 1 != 0;
+    if !at.0.is_empty() {
+        // A MariaDB names types that plugins bring.
+        return Some(Err(Error::unavailable("a variable has a type that is not known here")));
+    }
     let value = match kind {
         STRING => {
             let Some((collation, charset)) = collations.get(&collation) else {
@@ -126,19 +132,45 @@ impl Guarded {
     }
 
     /// The variables.
-    pub(super) const NAMES: [&'static str; 5] = [
+    pub(super) const NAMES: [&'static str; 9] = [
         "explicit_defaults_for_timestamp",
         "default_collation_for_utf8mb4",
         "sql_require_primary_key",
         "default_table_encryption",
         "enable_cascade_triggers",
+        "check_constraint_checks",
+        "sql_if_exists",
+        "system_versioning_insert_history",
+        "character_set_collations",
     ];
+
+    fn knows(&self, name: &str) -> bool {
+        self.0.contains_key(name)
+    }
+
+    /// Assigns one that a server may lack: then it does what the value of a new session means.
+    fn assign_if_known(&mut self, to: &mut Vec<String>, name: &'static str, value: u64) {
+        if self.knows(name) {
+            self.assign(to, name, value);
+        }
+    }
 
     fn assign(&mut self, to: &mut Vec<String>, name: &'static str, value: u64) {
         if self.0.insert(name, value) != Some(value) {
             to.push(format!("{name}={value}"));
         }
     }
+}
+
+/// What statements are made ready with.
+#[derive(Debug, Clone)]
+pub(super) struct Context {
+    /// That of source and target.
+    pub(super) family: Family,
+    /// Those that the target knows.
+    pub(super) collations: Collations,
+    /// What our session has.
+    pub(super) guarded: Guarded,
 }
 
 /// A statement of the source, ready to be run.
@@ -150,110 +182,169 @@ pub(super) struct Ready {
     pub(super) statement: Vec<u8>,
 }
 
-/// Gets a statement of the source ready.
-///
-/// # Errors
-/// Unavailable, if the session had something that cannot be had here.
-pub(super) fn ready(
-    head: &Head,
-    query: &Query<'_>,
-    before: &mut Before,
-    guarded: &mut Guarded,
-) -> Result<Ready> {
-    let mut invoker = None;
-    let mut set = Vec::new();
-    // Without these in the event, they are off.
-    let mut flags = 0;
-    let mut micros = 0;
-    let mut time_zone = None;
-    let mut lc_time_names = 0;
-    let mut increment = (1, 1);
-    let mut at = Reader(query.status);
-    while let Some(code) = at.u8() {
-        let parsed = match code {
-            0 => at.u32().map(|n| flags = n),
-            1 => at.u64().map(|mode| set.push(format!("sql_mode={mode}"))),
-            2 => at.u8().and_then(|len| at.bytes(usize::from(len) + 1)).map(drop),
-            3 => at.u16().zip(at.u16()).map(|both| increment = both),
-            4 => at.array::<6>().map(|&[a, b, c, d, e, f]| {
-                let [client, connection, server] = [[a, b], [c, d], [e, f]].map(u16::from_le_bytes);
-                set.push(format!(
-                    "character_set_client={client},collation_connection={connection},\
+impl Context {
+    /// Gets a statement of the source ready.
+    ///
+    /// # Errors
+    /// Unavailable, if the session had something that cannot be had here. `None` if the statement
+    /// does nothing where it stands: a MariaDB may log the beginning of an ALTER by itself.
+    #[expect(clippy::too_many_lines, reason = "one setting after the other, by their codes")]
+    pub(super) fn ready(
+        &mut self,
+        head: &Head,
+        query: &Query<'_>,
+        before: &mut Before,
+    ) -> Result<Option<Ready>> {
+        // `Gtid_log_event::FL_START_ALTER_E1` and so on.
+        const START_ALTER: u8 = 2;
+        const COMMIT_ALTER: u8 = 4;
+        const ROLLBACK_ALTER: u8 = 8;
+        let is_maria = self.family == Family::MariaDb;
+        let guarded = &mut self.guarded;
+        let mut charset_collations = String::new();
+        let mut collation_database = None;
+        let mut invoker = None;
+        let mut set = Vec::new();
+        // Without these in the event, they are off.
+        let mut flags = 0;
+        let mut micros = 0;
+        let mut time_zone = None;
+        let mut lc_time_names = 0;
+        let mut increment = (1, 1);
+        let mut at = Reader(query.status);
+        while let Some(code) = at.u8() {
+            let parsed = match code {
+                0 => at.u32().map(|n| flags = n),
+                1 => at.u64().map(|mode| set.push(format!("sql_mode={mode}"))),
+                2 => at.u8().and_then(|len| at.bytes(usize::from(len) + 1)).map(drop),
+                3 => at.u16().zip(at.u16()).map(|both| increment = both),
+                4 => at.array::<6>().map(|&[a, b, c, d, e, f]| {
+                    let [client, connection, server] =
+                        [[a, b], [c, d], [e, f]].map(u16::from_le_bytes);
+                    set.push(format!(
+                        "character_set_client={client},collation_connection={connection},\
                      collation_server={server}"
-                ));
-            }),
-            5 => short_text(&mut at).map(|zone| time_zone = Some(zone)),
-            6 => short_text(&mut at).map(drop),
-            7 => at.u16().map(|n| lc_time_names = n),
-            8 => at.u16().map(|n| set.push(format!("collation_database={n}"))),
-            9 | 17 => at.u64().map(drop),
-            10 => at.u32().map(drop),
-            11 => match (short_text(&mut at), short_text(&mut at)) {
-                (Some(_), Some(_)) if mentions_current_user(query.statement) => {
-                    return Err(Error::unavailable(
+                    ));
+                }),
+                5 => short_text(&mut at).map(|zone| time_zone = Some(zone)),
+                6 => short_text(&mut at).map(drop),
+                7 => at.u16().map(|n| lc_time_names = n),
+                8 => at.u16().map(|n| collation_database = Some(n)),
+                9 | 17 => at.u64().map(drop),
+                10 => at.u32().map(drop),
+                11 => match (short_text(&mut at), short_text(&mut at)) {
+                    (Some(_), Some(_)) if mentions_current_user(query.statement) => {
+                        return Err(Error::unavailable(
                         "a statement means the account that ran it (CURRENT_USER): it cannot be \
                          run over an ordinary connection",
                     )
                     .hint("restore with --apply native"));
+                    }
+                    (Some(user), Some(host)) => {
+                        let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+                        invoker = Some(Account { user: text(user), host: text(host) });
+                        Some(())
+                    }
+                    _ => None,
+                },
+                12 => skip_names(&mut at),
+                13 => at.array::<3>().map(|&[a, b, c]| micros = u32::from_le_bytes([a, b, c, 0])),
+                16 => at.u8().map(|n| {
+                    guarded.assign(&mut set, "explicit_defaults_for_timestamp", n.into());
+                }),
+                18 => at.u16().map(|n| {
+                    guarded.assign(&mut set, "default_collation_for_utf8mb4", n.into());
+                }),
+                19 => {
+                    at.u8().map(|n| guarded.assign(&mut set, "sql_require_primary_key", n.into()))
                 }
-                (Some(user), Some(host)) => {
-                    let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
-                    invoker = Some(Account { user: text(user), host: text(host) });
-                    Some(())
+                20 => {
+                    at.u8().map(|n| guarded.assign(&mut set, "default_table_encryption", n.into()))
                 }
-                _ => None,
-            },
-            12 => skip_names(&mut at),
-            13 => at.array::<3>().map(|&[a, b, c]| micros = u32::from_le_bytes([a, b, c, 0])),
-            16 => at.u8().map(|n| {
-                guarded.assign(&mut set, "explicit_defaults_for_timestamp", n.into());
-            }),
-            18 => at.u16().map(|n| {
-                guarded.assign(&mut set, "default_collation_for_utf8mb4", n.into());
-            }),
-            19 => at.u8().map(|n| guarded.assign(&mut set, "sql_require_primary_key", n.into())),
-            20 => at.u8().map(|n| guarded.assign(&mut set, "default_table_encryption", n.into())),
-            21 => at.u8().map(|n| guarded.assign(&mut set, "enable_cascade_triggers", n.into())),
-            _ => {
-                return Err(Error::unavailable(format!(
-                    "a statement ran with a setting that is not known here (status {code})"
-                ))
-                .hint("restore with --apply native"));
+                21 => {
+                    at.u8().map(|n| guarded.assign(&mut set, "enable_cascade_triggers", n.into()))
+                }
+                128 if is_maria => at.array::<3>().map(|&[a, b, c]| {
+                    micros = u32::from_le_bytes([a, b, c, 0]);
+                }),
+                129 if is_maria => at.u64().map(drop),
+                130 if is_maria => match at.u8() {
+                    // It begins, or is rolled back.
+                    Some(START_ALTER | ROLLBACK_ALTER) => {
+                        before.assignments.clear();
+                        return Ok(None);
+                    }
+                    Some(COMMIT_ALTER) => at.u64().map(drop),
+                    _ => None,
+                },
+                131 if is_maria => match maria::charset_collations(&mut at, &self.collations) {
+                    Some(text) => {
+                        charset_collations = text?;
+                        Some(())
+                    }
+                    None => None,
+                },
+                _ => {
+                    return Err(Error::unavailable(format!(
+                        "a statement ran with a setting that is not known here (status {code})"
+                    ))
+                    .hint("restore with --apply native"));
+                }
+            };
+            parsed.ok_or_else(|| bad("QUERY"))?;
+        }
+        match collation_database {
+            Some(n) => set.push(format!("collation_database={n}")),
+            None if is_maria => set.push("collation_database=DEFAULT".into()),
+            None => {}
+        }
+        if is_maria {
+            for (bit, name, value) in maria::OPTIONS {
+                let value = if flags & bit == 0 { 1 - value } else { value };
+                guarded.assign_if_known(&mut set, name, value);
             }
-        };
-        parsed.ok_or_else(|| bad("QUERY"))?;
+            if guarded.knows("character_set_collations") {
+                set.push(format!("character_set_collations='{charset_collations}'"));
+            } else if !charset_collations.is_empty() {
+                return Err(Error::unavailable("the target has no character_set_collations"));
+            }
+        }
+        let on = |flag: u32| u8::from(flags & flag != 0);
+        set.push(format!(
+            "foreign_key_checks={},unique_checks={},sql_auto_is_null={}",
+            1 - on(option::NO_FOREIGN_KEY_CHECKS),
+            1 - on(option::RELAXED_UNIQUE_CHECKS),
+            on(option::AUTO_IS_NULL),
+        ));
+        let (step, offset) = increment;
+        set.push(format!("auto_increment_increment={step},auto_increment_offset={offset}"));
+        set.push(format!("lc_time_names={lc_time_names}"));
+        let zone = time_zone.map_or_else(|| "'SYSTEM'".into(), text_literal);
+        set.push(format!("time_zone={zone}"));
+        set.push(format!("timestamp={}.{micros:06}", head.timestamp));
+        if head.flags & flag::THREAD_SPECIFIC != 0 {
+            set.push(format!("pseudo_thread_id={}", query.thread_id));
+        }
+        set.append(&mut before.assignments);
+        let mut statements = Vec::new();
+        if head.flags & flag::SUPPRESS_USE == 0 && !query.schema.is_empty() {
+            let schema = std::str::from_utf8(query.schema).map_err(|_| bad("QUERY"))?;
+            statements.push(format!("USE {}", identifier(schema)));
+        }
+        statements.push(format!("SET {}", set.join(",")));
+        let statement = with_definer(query.statement, invoker.as_ref(), is_maria);
+        Ok(Some(Ready { session: statements, statement }))
     }
-    let on = |flag: u32| u8::from(flags & flag != 0);
-    set.push(format!(
-        "foreign_key_checks={},unique_checks={},sql_auto_is_null={}",
-        1 - on(option::NO_FOREIGN_KEY_CHECKS),
-        1 - on(option::RELAXED_UNIQUE_CHECKS),
-        on(option::AUTO_IS_NULL),
-    ));
-    let (step, offset) = increment;
-    set.push(format!("auto_increment_increment={step},auto_increment_offset={offset}"));
-    set.push(format!("lc_time_names={lc_time_names}"));
-    let zone = time_zone.map_or_else(|| "'SYSTEM'".into(), text_literal);
-    set.push(format!("time_zone={zone}"));
-    set.push(format!("timestamp={}.{micros:06}", head.timestamp));
-    if head.flags & flag::THREAD_SPECIFIC != 0 {
-        set.push(format!("pseudo_thread_id={}", query.thread_id));
-    }
-    set.append(&mut before.assignments);
-    let mut statements = Vec::new();
-    if head.flags & flag::SUPPRESS_USE == 0 && !query.schema.is_empty() {
-        let schema = std::str::from_utf8(query.schema).map_err(|_| bad("QUERY"))?;
-        statements.push(format!("USE {}", identifier(schema)));
-    }
-    statements.push(format!("SET {}", set.join(",")));
-    Ok(Ready { session: statements, statement: with_definer(query.statement, invoker) })
 }
 
 /// The statement, with the account that ran it where the server would take ours.
-fn with_definer(statement: &[u8], invoker: Option<Account>) -> Vec<u8> {
+fn with_definer(statement: &[u8], invoker: Option<&Account>, is_maria: bool) -> Vec<u8> {
     let mut statement = statement.to_vec();
     if let (Some(invoker), Some(at)) = (invoker, events::place_of_definer(&statement)) {
-        let definer = format!(" DEFINER={}", invoker.quoted());
+        // Roles of a MariaDB have no host.
+        let is_role = is_maria && invoker.host.is_empty();
+        let name = if is_role { identifier(&invoker.user) } else { invoker.quoted() };
+        let definer = format!(" DEFINER={name}");
         statement.splice(at..at, definer.into_bytes());
     }
     statement
@@ -297,8 +388,12 @@ mod tests {
     }
 
     fn made(status: &[u8], statement: &[u8], flags: u16) -> Result<Ready> {
-        let mut guarded = Guarded::new([("sql_require_primary_key", 0)]);
-        ready(&head(flags), &query(status, statement), &mut Before::default(), &mut guarded)
+        let guarded = Guarded::new([("sql_require_primary_key", 0)]);
+        let collations = Collations::new();
+        let mut context = Context { family: Family::MySql, collations, guarded };
+        let ready =
+            context.ready(&head(flags), &query(status, statement), &mut Before::default())?;
+        Ok(ready.unwrap())
     }
 
     #[test]

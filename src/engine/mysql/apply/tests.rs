@@ -4,6 +4,7 @@ use super::script::{Names, Script, Step};
 use super::session::{Collations, Guarded};
 use crate::engine::mysql::event::{self, Checksum, Head, kind};
 use crate::engine::mysql::executed::TxId;
+use crate::engine::mysql::flavor::Family;
 use crate::engine::mysql::gtid::{Gtid, Tag};
 use crate::engine::mysql::stream::Part;
 use base64::Engine as _;
@@ -28,7 +29,7 @@ fn query(statement: &[u8]) -> Vec<u8> {
 }
 
 fn script(names: Names) -> Script {
-    let mut script = Script::new(names, Collations::new(), Guarded::new([]));
+    let mut script = Script::new(Family::MySql, names, Collations::new(), Guarded::new([]));
     // Sets the checksum; the packet is that of a file's head.
     script.format(b"fde", Checksum::Crc32);
     assert!(matches!(script.next_step(), Some(Step::Packet(..))));

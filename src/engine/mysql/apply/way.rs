@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 pub(in super::super) const TO_REPLICATE: [&[&str]; 3] = [
     &["REPLICATION SLAVE"],
     &["REPLICATION_SLAVE_ADMIN", "SUPER"],
-    &["SYSTEM_VARIABLES_ADMIN", "SUPER"],
+    &[SYSTEM_VARIABLES_ADMIN, "SUPER"],
 ];
 
 /// What only statements need.
@@ -17,6 +17,21 @@ pub(in super::super) const TO_RUN: [&[&str]; 2] = [
     &["REPLICATION_APPLIER", "BINLOG_ADMIN", "SUPER"],
     &["SESSION_VARIABLES_ADMIN", "SYSTEM_VARIABLES_ADMIN", "SUPER"],
 ];
+
+/// The same of a MariaDB.
+pub(in super::super) const MARIA_TO_REPLICATE: [&[&str]; 3] =
+    [&["REPLICATION SLAVE ADMIN", "SUPER"], &["REPLICATION MASTER ADMIN", "SUPER"], &[SUPER]];
+
+/// What only statements need there.
+pub(in super::super) const MARIA_TO_RUN: [&[&str]; 2] = [
+    &["BINLOG REPLAY", "SUPER"],
+    &["SLAVE MONITOR", "REPLICA MONITOR", "REPLICATION SLAVE ADMIN", "SUPER"],
+];
+
+/// What sets most global variables of a MariaDB.
+const SUPER: &str = "SUPER";
+/// What sets those of a MySQL.
+const SYSTEM_VARIABLES_ADMIN: &str = "SYSTEM_VARIABLES_ADMIN";
 
 /// Which way, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,10 +53,21 @@ pub(in super::super) struct Facts {
     pub(in super::super) lacks_to_replicate: Vec<&'static str>,
     /// What of [`TO_RUN`] the account lacks.
     pub(in super::super) lacks_to_run: Vec<&'static str>,
-    /// Whether `gtid_mode` is ON.
-    pub(in super::super) gtid_mode_on: bool,
+    /// Whether transactions have GTIDs: `gtid_mode` is ON, or it is a MariaDB.
+    pub(in super::super) has_gtids: bool,
     /// Whether scheduled events run.
     pub(in super::super) scheduler_on: bool,
+}
+
+impl Facts {
+    /// Whether the account may set global variables, and with them the GTIDs of the baseline. A
+    /// MariaDB wants all that a replica needs for those.
+    pub(in super::super) fn may_administer(&self) -> bool {
+        let lacks = |name| self.lacks_to_replicate.contains(&name);
+        let is_maria =
+            MARIA_TO_REPLICATE.iter().filter_map(|any| any.first()).any(|name| lacks(name));
+        !lacks(SYSTEM_VARIABLES_ADMIN) && !is_maria
+    }
 }
 
 impl Way {
@@ -78,7 +104,7 @@ impl Way {
             ))
             .hint(format!("GRANT {lacking} ON *.* TO CURRENT_USER()")));
         }
-        let admin = !facts.lacks_to_replicate.contains(&"SYSTEM_VARIABLES_ADMIN");
+        let admin = facts.may_administer();
         if facts.scheduler_on && !admin {
             return Err(Error::refused(format!(
                 "{at} runs scheduled events, and the account cannot stop it: they would change \
@@ -86,7 +112,7 @@ impl Way {
             ))
             .hint("set event_scheduler = OFF on the target for the time of the restore"));
         }
-        Ok(Self { sql: true, admin, gtids: facts.gtid_mode_on, why: sql })
+        Ok(Self { sql: true, admin, gtids: facts.has_gtids, why: sql })
     }
 }
 
@@ -106,6 +132,7 @@ mod tests {
     #[case::no_replica(Apply::Auto, NO_REPLICA, &[], true, Some((true, true)))]
     #[case::events_would_run(Apply::Auto, NO_ADMIN, &[], true, None)]
     #[case::native_impossible(Apply::Native, NO_ADMIN, &[], false, None)]
+    #[case::managed_maria(Apply::Auto, &["REPLICATION MASTER ADMIN"], &[], false, Some((true, false)))]
     #[case::neither(Apply::Auto, NO_ADMIN, &["REPLICATION_APPLIER"], false, None)]
     fn the_way_follows_from_what_the_account_may(
         #[case] asked: Apply,
@@ -117,7 +144,7 @@ mod tests {
         let facts = Facts {
             lacks_to_replicate: replicate.to_vec(),
             lacks_to_run: run.to_vec(),
-            gtid_mode_on: true,
+            has_gtids: true,
             scheduler_on,
         };
         let chosen = Way::choose(asked, &facts, "db");
