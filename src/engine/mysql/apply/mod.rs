@@ -44,8 +44,10 @@ const SETUP: [&str; 5] = [
     "SET @pitr=0",
 ];
 
-/// What a MariaDB needs besides: row events go into its own log whatever format is set there.
-const MARIA_SETUP: [&str; 1] = ["SET SESSION binlog_format='MIXED'"];
+/// What a MariaDB needs besides: row events go into its own log whatever format is set there, and
+/// an XA transaction that is prepared leaves the session, as it leaves an applier.
+const MARIA_SETUP: [&str; 2] =
+    ["SET SESSION binlog_format='MIXED'", "SET SESSION pseudo_slave_mode=1"];
 
 /// Applies `program` to the server at `endpoint`; `conn` is another connection to it.
 ///
