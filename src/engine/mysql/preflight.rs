@@ -387,9 +387,11 @@ fn check_maria_settings(settings: &[(String, String)], way: &Way, at: &str) -> R
         ("read_only", "OFF"),
         ("sql_slave_skip_counter", "0"),
     ];
-    /// What pitr sets for the time of the replay, where the account may.
-    const SET: [(&str, &str); 3] = [
+    /// What has to be right where the account may set nothing.
+    const SET: [(&str, &str); 4] = [
         ("gtid_strict_mode", "OFF"),
+        // Else triggers and functions take SUPER on a server that writes a binlog (error 1419).
+        ("log_bin_trust_function_creators", "ON"),
         ("slave_exec_mode", "STRICT"),
         ("slave_run_triggers_for_rbr", "NO"),
     ];

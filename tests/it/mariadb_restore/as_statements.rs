@@ -19,8 +19,12 @@ const MANAGED: &str = "CREATE USER m@'%' IDENTIFIED BY 'pw'; GRANT SELECT, INSER
     BINLOG REPLAY, SET USER ON *.* TO m@'%' WITH GRANT OPTION";
 
 /// What the account of a managed server cannot set, set right.
-const FITTING: [&str; 3] =
-    ["--event-scheduler=OFF", "--gtid-strict-mode=OFF", "--max-allowed-packet=64M"];
+const FITTING: [&str; 4] = [
+    "--event-scheduler=OFF",
+    "--gtid-strict-mode=OFF",
+    "--log-bin-trust-function-creators=ON",
+    "--max-allowed-packet=64M",
+];
 
 fn target(url: &str, apply: Apply, clean: bool) -> MysqlTarget {
     let endpoint = Endpoint::parse(EngineKind::Mysql, url).unwrap();
@@ -72,7 +76,7 @@ async fn an_11_8_comes_back_as_statements_at_each_place_in_its_log() {
 /// Statements that mean something else in another session, and events of every form.
 const ODD: &str = "
     CREATE DATABASE d CHARACTER SET latin1; USE d;
-    CREATE TABLE t (id INT PRIMARY KEY AUTO_INCREMENT, s TEXT CHARACTER SET utf8mb4, n INT,
+    CREATE TABLE t (id INT PRIMARY KEY AUTO_INCREMENT, s MEDIUMTEXT CHARACTER SET utf8mb4, n INT,
       CHECK (n < 100));
     CREATE TABLE child (id INT PRIMARY KEY, p INT, FOREIGN KEY (p) REFERENCES t (id));
     CREATE TABLE x (a VARCHAR(9)) CHARACTER SET utf8mb4;
