@@ -388,17 +388,20 @@ fn check_maria_settings(settings: &[(String, String)], way: &Way, at: &str) -> R
         ("sql_slave_skip_counter", "0"),
     ];
     /// What has to be right where the account may set nothing.
-    const SET: [(&str, &str); 4] = [
+    const SET: [(&str, &str); 3] = [
         ("gtid_strict_mode", "OFF"),
-        // Else triggers and functions take SUPER on a server that writes a binlog (error 1419).
-        ("log_bin_trust_function_creators", "ON"),
         ("slave_exec_mode", "STRICT"),
         ("slave_run_triggers_for_rbr", "NO"),
     ];
+    /// Else triggers and functions take SUPER where a binlog is written (error 1419).
+    const LOGGED: [(&str, &str); 1] = [("log_bin_trust_function_creators", "ON")];
+    let logs = settings.iter().any(|(name, value)| name == "log_bin" && value != "OFF");
     let set = if way.admin { &[][..] } else { &SET };
+    let logged = if way.admin || !logs { &[][..] } else { &LOGGED };
+    let wanted = || OFF.iter().chain(set).chain(logged);
     for (name, value) in settings {
         let name = name.to_ascii_lowercase();
-        let wrong = OFF.iter().chain(set).find(|(off, wanted)| *off == name && wanted != value);
+        let wrong = wanted().find(|(off, wanted)| *off == name && wanted != value);
         if let Some((_, wanted)) = wrong {
             return Err(Error::refused(format!("{at} has {name} = {value}"))
                 .hint(format!("SET GLOBAL {name} = '{wanted}', or start it without")));
