@@ -1,7 +1,7 @@
 //! A restore that is killed at any moment can be run again, and brings everything back.
 
 use crate::instants::until_windows;
-use crate::support::{Mariadbd, Mysqld, Pitr, RedisServer, eventually};
+use crate::support::{Mysqld, Pitr, RedisServer, eventually};
 use ::redis::AsyncCommands;
 use mysql_async::prelude::Queryable;
 use pitr::engine::{mysql, redis};
@@ -78,22 +78,12 @@ async fn archive(source: &Mysqld, rows: u32) -> Pitr {
     conn.query_drop("CREATE USER later@'%' IDENTIFIED BY 'x'").await.unwrap();
     eventually("everything is in the archive", Duration::from_secs(30), async || {
         let plan = ["restore", "--plan", "--source", "shop-mysql", "--to-position"];
-        let gtids = executed(source).await;
+        let gtids = source.gtid_executed().await;
         (pitr.run(&[&plan[..], &[&gtids]].concat()).await.code() == Some(0)).then_some(())
     })
     .await;
     daemon.terminate(Duration::from_secs(20)).await;
     pitr
-}
-
-/// The GTIDs of everything that a MySQL or MariaDB has executed.
-async fn executed(server: &Mysqld) -> String {
-    let version: String = server.row("SELECT @@version").await;
-    if version.contains("MariaDB") {
-        server.row("SELECT @@gtid_binlog_state").await
-    } else {
-        server.gtid_executed().await
-    }
 }
 
 async fn assert_same(source: &Mysqld, restored: &Mysqld) {
@@ -222,18 +212,12 @@ async fn killed_at_the_end(source: &Mysqld, target: &Mysqld) {
         mysql::digest::digest(&mut conn).await.unwrap()
     };
     assert_eq!(of(target).await.diff(&of(source).await), [""; 0]);
-    assert_eq!(executed(target).await, executed(source).await);
+    assert_eq!(target.gtid_executed().await, source.gtid_executed().await);
 }
 
 #[tokio::test]
 async fn a_mysql_restore_killed_while_it_checks_can_be_run_again() {
     killed_at_the_end(&Mysqld::start(&FAST).await, &Mysqld::start(&[]).await).await;
-}
-
-#[tokio::test]
-async fn a_mariadb_restore_killed_while_it_checks_can_be_run_again() {
-    let target = Mariadbd::start(&["--log-slave-updates=ON"]).await;
-    killed_at_the_end(&Mariadbd::start(&FAST).await, &target).await;
 }
 
 #[tokio::test]

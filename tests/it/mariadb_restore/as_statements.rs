@@ -103,7 +103,7 @@ const ODD: &str = "
     ROLLBACK TO a; INSERT INTO t (s) VALUES ('kept too'); COMMIT;
     XA START 'x', 'y', 3; INSERT INTO t (s) VALUES ('xa'); XA END 'x', 'y', 3;
     XA PREPARE 'x', 'y', 3; XA COMMIT 'x', 'y', 3;
-    INSERT INTO h VALUES (1), (2); DELETE FROM h WHERE id = 1;
+    INSERT INTO h VALUES (1), (2), (3); DELETE FROM h WHERE id = 1;
     SET GLOBAL log_bin_compress = ON;
     INSERT INTO t (s) SELECT REPEAT('long ', 300) FROM seq_1_to_2000;
     UPDATE t SET s = REPEAT('longer ', 300) WHERE id > 1000; DELETE FROM t WHERE id > 1500;
