@@ -117,31 +117,42 @@ async fn what_is_damaged_or_missing_leaves_no_file_that_looks_whole() {
     let source = Mysqld::start(&[]).await;
     let cache = RedisServer::start(&[]).await;
     let pitr = Pitr::new(&[("shop-mysql", source.url()), ("shop-redis", cache.url())]);
-    pitr.append_config("[segment]\nmax_bytes = 50_000");
+    pitr.append_config("[segment]\nmax_bytes = 30_000");
     pitr.run(&["init"]).await.ok();
     let mut daemon = pitr.spawn_run();
     until_windows(&pitr, &mut daemon).await;
     source.sql("CREATE DATABASE w; CREATE TABLE w.t (n INT PRIMARY KEY, x BLOB)").await;
+    let folder = pitr.archive().join("shop-mysql/t0001");
+    let stored = || {
+        let names = [find(&folder, "zst"), find(&folder, "open")].concat();
+        let size = |name: &String| std::fs::metadata(name).map_or(0, |file| file.len());
+        names.iter().filter(|name| name.contains("seg-")).map(size).sum::<u64>()
+    };
     for n in 0..8 {
+        let before = stored();
         source.sql(&format!("INSERT INTO w.t VALUES ({n}, {})", random_literal(40_000))).await;
         if n == 5 {
             source.sql("FLUSH BINARY LOGS").await;
         }
-        // Bytes that come after a while come in a chunk of their own: segments end with chunks.
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        // Each row in a segment of its own: one that waits for a busy daemon would come along with
+        // the next.
+        eventually("the row is stored", Duration::from_mins(1), async || {
+            (stored() >= before + 40_000).then_some(())
+        })
+        .await;
     }
     until_durable(&pitr, &mut daemon).await;
     assert!(daemon.terminate(Duration::from_secs(5)).await.success());
     let refused = pitr.run(&["export", "--source", "shop-redis", "--out", "redis"]).await.exits(6);
     assert!(refused.stderr.contains("hint: "), "{refused:?}");
 
-    let folder = pitr.archive().join("shop-mysql/t0001");
     let mut segments = find(&folder, "zst");
     segments.retain(|name| name.contains("seg-"));
     segments.sort();
-    assert!(segments.len() >= 5, "{segments:?}");
-    let sound = std::fs::read(folder.join(&segments[1])).unwrap();
-    damage(&folder.join(&segments[1]));
+    assert!(segments.len() >= 7, "{segments:?}");
+    // Not the second one: where an hour ended meanwhile, the first rows begin only there.
+    let sound = std::fs::read(folder.join(&segments[2])).unwrap();
+    damage(&folder.join(&segments[2]));
     let args = ["export", "--source", "shop-mysql", "--json", "--out"];
     let damaged = pitr.run(&[&args[..], &["damaged"]].concat()).await.exits(5);
     let report = damaged.json();
@@ -165,7 +176,7 @@ async fn what_is_damaged_or_missing_leaves_no_file_that_looks_whole() {
 
     // The same with a segment that is gone, also for a catalog that never saw it: its first one,
     // so that the head comes from the next file.
-    std::fs::write(folder.join(&segments[1]), sound).unwrap();
+    std::fs::write(folder.join(&segments[2]), sound).unwrap();
     std::fs::remove_file(folder.join(&segments[0])).unwrap();
     let gone = pitr.run(&[&args[..], &["gone"]].concat()).await.exits(1);
     assert_eq!(gone.error_json()["class"], "finding");

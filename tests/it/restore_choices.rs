@@ -1,7 +1,7 @@
 //! What a restore may be asked to go to besides an instant: places in the log.
 
 use crate::instants::until_windows;
-use crate::support::{Mysqld, Output, Pitr, RedisServer, eventually};
+use crate::support::{Mysqld, Output, Pitr, RedisServer, clear_of_the_hour, eventually};
 use ::redis::AsyncCommands;
 use pitr::engine::digest::Digest;
 use pitr::engine::{mysql, redis};
@@ -214,6 +214,7 @@ async fn places_in_a_redis_stream_are_exact_or_refused_with_both_ends() {
 
 #[tokio::test]
 async fn a_place_in_a_segment_that_was_lost_is_refused_with_the_nearest_places() {
+    clear_of_the_hour().await;
     let source = Mysqld::start(&[]).await;
     source.sql("CREATE DATABASE shop; CREATE TABLE shop.t (n INT PRIMARY KEY)").await;
     let pitr = Pitr::new(&[("shop-mysql", source.url())]);

@@ -40,6 +40,18 @@ pub(crate) fn random_literal(bytes: usize) -> String {
     format!("x'{}'", (0..bytes).map(|_| hex(rand::random())).collect::<String>())
 }
 
+/// Waits until the next full hour, at which daemons seal their segments, is not near: for tests
+/// that count segments.
+#[expect(clippy::disallowed_methods, reason = "the test stands outside of the program")]
+pub(crate) async fn clear_of_the_hour() {
+    const HOUR: i64 = 3600;
+    const NEAR: i64 = 120;
+    let left = HOUR - chrono::Utc::now().timestamp().rem_euclid(HOUR);
+    if left <= NEAR {
+        tokio::time::sleep(Duration::from_secs(left.unsigned_abs() + 1)).await;
+    }
+}
+
 /// Tries `attempt` every 50 ms until it gives a value; panics naming `what` at the deadline.
 pub(crate) async fn eventually<T>(
     what: &str,
