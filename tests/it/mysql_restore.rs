@@ -504,7 +504,8 @@ async fn a_target_that_is_not_what_was_applied_fails_its_check() {
     source.sql("INSERT INTO shop.m VALUES (1), (2), (3)").await;
     let uuid: String = source.row("SELECT @@server_uuid").await;
     let cut = Cut::After(Timestamp::now().after(Duration::from_hours(1)));
-    for words in ["missing", "surplus", "shop.m"] {
+    let missing = format!("missing {{{uuid}:");
+    for words in [missing.as_str(), "missing {}, surplus {", "shop.m"] {
         let target = Mysqld::start(&[]).await;
         let mut to = running(&target);
         to.preflight(&needs(&source).await).await.unwrap();
@@ -512,13 +513,13 @@ async fn a_target_that_is_not_what_was_applied_fails_its_check() {
         let log = open_log(log_of(&source, &taken.meta.position).await, None);
         let mut applied = to.replay(&taken.meta, log, &cut).await.unwrap();
         match words {
-            "missing" => applied.gtids = format!("{uuid}:1-9"),
-            "surplus" => target.sql("CREATE DATABASE stray").await,
-            _ => {
-                target.sql("FLUSH TABLES").await;
+            "shop.m" => {
+                target.sql("FLUSH LOCAL TABLES").await;
                 let keys = target.datadir().join("shop/m.MYI");
                 std::fs::File::options().write(true).open(keys).unwrap().set_len(100).unwrap();
             }
+            _ if words == missing => applied.gtids = format!("{uuid}:1-9"),
+            _ => target.sql("CREATE DATABASE stray").await,
         }
         let error = to.finish(&applied).await.unwrap_err();
         assert_eq!(error.class(), Class::Finding, "{words}: {error}");
