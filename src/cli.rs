@@ -8,6 +8,7 @@ mod log;
 mod mark;
 mod restore;
 mod retention;
+mod verify;
 
 use crate::archive::Archive;
 use crate::clock::{self, Target, Timestamp, in_zone};
@@ -75,6 +76,8 @@ enum Command {
     Export(ExportArgs),
     /// List moments that somebody may want to go back before
     Log(log::LogArgs),
+    /// Re-read what is stored: digests, chain, readability
+    Verify(verify::VerifyArgs),
     /// Say what is older than it has to be, and delete it with --apply
     Prune(retention::PruneArgs),
     /// Keep a span of time restorable, whatever its age
@@ -204,6 +207,7 @@ fn run(cli: Cli) -> Result<()> {
         Command::Restore(args) => restore::restore(&config, &args, cli.json),
         Command::Export(args) => export(&config, args, cli.json),
         Command::Log(args) => log::log(&config, &args, cli.json),
+        Command::Verify(args) => verify::verify(&config, &args, cli.json),
         Command::Prune(args) => retention::prune(&config, &args, cli.json),
         Command::Hold(args) => retention::hold(&config, &args, cli.json),
         Command::Reindex => reindex(&config, cli.json),

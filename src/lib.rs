@@ -32,6 +32,7 @@ pub mod baseline;
 pub mod capture;
 pub mod mark;
 pub mod restore;
+pub mod verify;
 pub mod prune;
 pub mod export;
 

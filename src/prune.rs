@@ -530,4 +530,4 @@ fn sum(sum: Sum) -> String {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

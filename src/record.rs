@@ -34,6 +34,18 @@ pub struct Mark {
     pub span_micros: u32,
 }
 
+/// Reads the bytes of a log as its engine does, and makes nothing of them.
+pub trait Parse {
+    /// Takes the next bytes.
+    ///
+    /// # Errors
+    /// Corrupt, if they are not those of such a log.
+    fn push(&mut self, bytes: Bytes) -> Result<()>;
+
+    /// Whether the bytes so far end between two records, as far as their form tells.
+    fn is_between_records(&self) -> bool;
+}
+
 impl Mark {
     /// A mark whose time is as exact as the clock of the source.
     pub fn new(offset: u64, at: Timestamp) -> Self {

@@ -32,7 +32,7 @@ use crate::error::Result;
 use crate::manifest::{BaselineMeta, EngineKind};
 use crate::position::Position;
 use crate::record::{
-    Applied, BaselineTaken, Captured, Cut, OpenBaseline, OpenLog, Piece, Server, TimeSource,
+    Applied, BaselineTaken, Captured, Cut, OpenBaseline, OpenLog, Parse, Piece, Server, TimeSource,
 };
 use bytes::Bytes;
 use std::fmt;
@@ -341,6 +341,14 @@ pub fn open_source(options: SourceOptions) -> Box<dyn Source> {
     match options.engine {
         EngineKind::Mysql => Box::new(mysql::MysqlSource::new(options)),
         EngineKind::Redis => Box::new(redis::RedisSource::new(options)),
+    }
+}
+
+/// What reads an archived log from `start` on, which lies between two records. Needs no server.
+pub fn parser(engine: EngineKind, start: &Position) -> Box<dyn Parse> {
+    match engine {
+        EngineKind::Mysql => Box::new(mysql::Shape::new(start.offset)),
+        EngineKind::Redis => Box::new(redis::Commands::new(start)),
     }
 }
 

@@ -12,31 +12,33 @@ use bytes::Bytes;
 use std::path::Path;
 use std::process::Command;
 
-const SOURCE: &str = "shop";
+pub(crate) const SOURCE: &str = "shop";
 
 /// An hour after the first instant.
-fn at(hour: i64) -> Timestamp {
+pub(crate) fn at(hour: i64) -> Timestamp {
     Timestamp::from_secs(1_714_532_400 + hour * 3600)
 }
 
 /// An archive that grows.
-struct Made {
-    dir: tempfile::TempDir,
-    archive: Archive,
+pub(crate) struct Made {
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) archive: Archive,
     engine: EngineKind,
     timeline: u32,
     number: u64,
     /// How many segments a log has.
     of_log: u64,
-    place: Position,
+    pub(crate) place: Position,
     hour: i64,
-    previous: Option<String>,
+    /// What segments are filled with; their numbers, if nothing.
+    pub(crate) fill: Option<u8>,
+    pub(crate) previous: Option<String>,
     continues: Option<Continues>,
     broken: Option<Break>,
 }
 
 impl Made {
-    fn new(engine: EngineKind) -> Self {
+    pub(crate) fn new(engine: EngineKind) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let archive = Archive::init(dir.path()).unwrap();
         Self {
@@ -48,6 +50,7 @@ impl Made {
             of_log: 10,
             place: Position::new("log.1", 0),
             hour: 0,
+            fill: None,
             previous: None,
             continues: None,
             broken: None,
@@ -55,7 +58,7 @@ impl Made {
     }
 
     /// One more segment, of 12 hours; sealed and in the catalog, unless it is to stay open.
-    fn segment(&mut self, sealed: bool) {
+    pub(crate) fn segment(&mut self, sealed: bool) {
         self.number += 1;
         let header = SegmentHeader {
             format: FORMAT,
@@ -83,7 +86,7 @@ impl Made {
         let mark = Mark::new(self.place.offset, at(self.hour));
         let chunk = Chunk {
             start,
-            bytes: vec![self.number as u8; 500],
+            bytes: vec![self.fill.unwrap_or(self.number as u8); 500],
             records: 1,
             whole: Some(self.place.clone()),
             first_at: Some(begun),
@@ -118,7 +121,7 @@ impl Made {
     }
 
     /// A day of two segments with a baseline between them.
-    fn days(&mut self, days: u32) {
+    pub(crate) fn days(&mut self, days: u32) {
         for _ in 0..days {
             self.segment(true);
             self.baseline();
@@ -160,7 +163,7 @@ impl Made {
         self.place = Position::new("log.1", 0);
     }
 
-    fn options(&self, days: u32) -> Options {
+    pub(crate) fn options(&self, days: u32) -> Options {
         let policy = Policy { days, min_baselines: 1 };
         let (archive, now) = (self.dir.path().to_owned(), at(self.hour));
         let stop = Arc::default();
@@ -178,7 +181,7 @@ fn thirty_days() -> Made {
     three_times(10, 10)
 }
 
-fn three_times(days: u32, of_log: u64) -> Made {
+pub(crate) fn three_times(days: u32, of_log: u64) -> Made {
     let mut made = Made::new(EngineKind::Mysql);
     made.of_log = of_log;
     made.protection(None);

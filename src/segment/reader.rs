@@ -213,6 +213,55 @@ impl<R: Read + Seek> Reader<R> {
         Ok(())
     }
 
+    /// Reads everything as [`Reader::verify`] does, but once, from front to back, and does not stop
+    /// at damage: `each` gets every block in order, its raw bytes or what is wrong with it.
+    ///
+    /// # Errors
+    /// Corrupt, if anything does not match, whether `each` was told of it or not.
+    pub fn verify_blocks(
+        &mut self,
+        mut each: impl FnMut(usize, &BlockMeta, Result<&[u8]>),
+    ) -> Result<()> {
+        let mut hasher = blake3::Hasher::new();
+        self.fill(0, self.header_len)?;
+        hasher.update(&self.buffer);
+        let (mut place, mut raw) = (self.header_len, vec![]);
+        let mut tally = Tally::new(&self.meta.header);
+        let mut bad = 0;
+        for (index, block) in self.blocks.clone().iter().enumerate() {
+            let entry = self.entry(index)?;
+            let read = self.read_block(index, &mut raw).and_then(|_| {
+                let head = decode_head(&self.buffer, &entry)?;
+                add_to(&mut tally, &head)
+            });
+            match read {
+                Err(error) if error.class() != Class::Corrupt => return Err(error),
+                Err(error) => {
+                    bad += 1;
+                    each(index, block, Err(error));
+                }
+                Ok(()) => each(index, block, Ok(&raw)),
+            }
+            // Whatever is wrong with it: the buffer has the block as it is stored.
+            hasher.update(&self.buffer);
+            place += entry.stored_len;
+        }
+        let footer = self.file_len.checked_sub(place + (DIGEST + 4) as u64);
+        let footer = footer.ok_or_else(|| no_footer(self.meta.header.number))?;
+        self.fill(place, footer)?;
+        hasher.update(&self.buffer);
+        if bad > 0 {
+            return Err(Error::corrupt(format!("{bad} blocks are damaged")));
+        }
+        if hasher.finalize().to_hex().as_str() != self.meta.digest {
+            return Err(Error::corrupt("it does not match its digest"));
+        }
+        if *tally.totals() != self.meta.totals {
+            return Err(Error::corrupt("a segment's totals are not those of its blocks"));
+        }
+        Ok(())
+    }
+
     /// Reads a block as [`Reader::read_block`] does, and gives its origins and the difference of
     /// its GTID set as well.
     pub(super) fn read_block_with_head(

@@ -6,6 +6,7 @@
 use super::event::{FormatDescription, HEAD_BYTES, Head, MAGIC, kind};
 use super::stream::Splitter;
 use crate::error::{Error, Result};
+use crate::record::Parse;
 use bytes::Bytes;
 
 /// Follows the bytes of one binlog file.
@@ -60,6 +61,16 @@ impl Shape {
     /// Whether the last event says that the file ends with it.
     pub fn is_closed(&self) -> bool {
         self.is_between_events() && matches!(self.last, Some(kind::ROTATE | kind::STOP))
+    }
+}
+
+impl Parse for Shape {
+    fn push(&mut self, bytes: Bytes) -> Result<()> {
+        Self::push(self, bytes)
+    }
+
+    fn is_between_records(&self) -> bool {
+        self.is_between_events()
     }
 }
 

@@ -51,7 +51,7 @@ pub use target::RedisServer;
 use super::{Hold, Located, Placed, Source, SourceOptions, Work};
 use crate::error::Result;
 use crate::position::Position;
-use crate::record::{BaselineTaken, Captured, Piece};
+use crate::record::{BaselineTaken, Captured, Parse, Piece};
 use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
 
@@ -65,6 +65,29 @@ impl RedisSource {
     /// A source with these options. Connects to nothing yet.
     pub fn new(options: SourceOptions) -> Self {
         Self { options }
+    }
+}
+
+/// Reads an archived stream command by command.
+#[derive(Debug)]
+pub struct Commands(resp::Scanner);
+
+impl Commands {
+    /// Begins at `start`, which lies between two records.
+    pub fn new(start: &Position) -> Self {
+        Self(resp::Scanner::new(start.offset, start.db))
+    }
+}
+
+impl Parse for Commands {
+    fn push(&mut self, bytes: Bytes) -> Result<()> {
+        let mut at = 0;
+        while self.0.next(&bytes, &mut at)?.is_some() {}
+        Ok(())
+    }
+
+    fn is_between_records(&self) -> bool {
+        self.0.at_record_start()
     }
 }
 

@@ -1,0 +1,770 @@
+//! Reads what is stored, and says what is not as it was written.
+//!
+//! Of every segment header, footer and place in the chain are looked at, and compared with the
+//! catalog. Of those that are chosen ([`Sample`]) every byte is read: against the digest of the
+//! file, the checksum of each block, its length uncompressed, and as what the source's engine wrote,
+//! to the last record. Baselines are decompressed whole. Findings are collected, not stopped at.
+//!
+//! It needs neither servers nor their tools. What reads the bytes as records is given to it, so
+//! that it knows no engine. While a daemon writes, what has no final name yet counts as far as it
+//! is whole.
+
+use crate::archive::{
+    Archive, Forgotten, SegmentReader, baseline_name, log_head, open_segment, reading,
+};
+use crate::clock::{Timestamp, Tz, in_zone};
+use crate::error::{Class, Context, Error, Result};
+use crate::manifest::{
+    BASELINE_JSON_MAX, BaselineMeta, BlockMeta, EngineKind, FORMAT, SegmentHeader, SegmentMeta,
+    names,
+};
+use crate::position::Position;
+use crate::record::Parse;
+use crate::segment::Reader;
+use bytes::Bytes;
+use serde::Serialize;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::{BufReader, Read};
+use std::path::PathBuf;
+
+/// Bytes that are read at once.
+const READ_BYTES: usize = 256 << 10;
+
+/// Longest small object that is read, in bytes.
+const SMALL_MAX: u64 = 32 << 20;
+
+/// Gives what reads a log from a place on, which lies between two records.
+pub type Parser = fn(EngineKind, &Position) -> Box<dyn Parse>;
+
+/// Which objects are read whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sample {
+    /// All of them.
+    All,
+    /// Another part each day: after so many days in a row, each object was read once.
+    Part {
+        /// Number of parts.
+        of: u64,
+        /// Days since 1970.
+        day: u64,
+    },
+}
+
+impl Sample {
+    /// So much of everything, on the day of `now`.
+    ///
+    /// # Errors
+    /// Usage, if it is not a part of a whole.
+    pub fn percent(percent: f64, now: Timestamp) -> Result<Self> {
+        if !(percent > 0.0 && percent <= 100.0) {
+            return Err(Error::usage(format!("not a part of a whole: {percent} %")));
+        }
+        let day = u64::try_from(now.as_micros()).unwrap_or(0) / 86_400_000_000;
+        Ok(Self::Part { of: (100.0 / percent).ceil() as u64, day })
+    }
+
+    /// Whether the object of this name is read whole. A function of name and day alone, so that
+    /// nothing has to be remembered.
+    fn has(self, name: &str) -> bool {
+        match self {
+            Self::All => true,
+            Self::Part { of, day } => {
+                let mut number = [0; 8];
+                blake3::Hasher::new().update(name.as_bytes()).finalize_xof().fill(&mut number);
+                u64::from_le_bytes(number) % of.max(1) == day % of.max(1)
+            }
+        }
+    }
+}
+
+/// What to read.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Folder of the archive.
+    pub archive: PathBuf,
+    /// Only these sources; all, if none is named.
+    pub sources: Vec<String>,
+    /// Which objects are read whole.
+    pub sample: Sample,
+    /// What reads bytes as records.
+    pub parser: Parser,
+}
+
+/// `pitr.verify/1`.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    /// Name and version of this document's form.
+    pub schema: &'static str,
+    /// Objects that were looked at.
+    pub objects: u64,
+    /// Those of them that were read whole.
+    pub read: u64,
+    /// Bytes of those.
+    pub bytes: u64,
+    /// What is not as it was written.
+    pub findings: Vec<Finding>,
+}
+
+/// What kind of thing was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// It is not there, and was not deleted as too old.
+    Missing,
+    /// Its bytes are not those that were written.
+    Damaged,
+    /// It does not go on from what stands before it.
+    Chain,
+    /// The catalog says something else: `pitr reindex` mends it.
+    Catalog,
+    /// It is no part of an archive.
+    Surplus,
+}
+
+/// One thing that is not as it must be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// Name of the object within the archive.
+    pub object: String,
+    /// What kind of thing it is.
+    pub kind: Kind,
+    /// The block, counted from 0, if it is one of a segment.
+    pub block: Option<usize>,
+    /// The bytes of the log that it holds: from, to.
+    pub offsets: Option<(u64, u64)>,
+    /// The instants that cannot be restored because of it; `None` if all can be.
+    pub lost: Option<Lost>,
+    /// What is wrong.
+    pub reason: String,
+}
+
+/// Instants of a source that cannot be restored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Lost {
+    /// Everything up to here can be; `None` if nothing before is known.
+    pub after: Option<Timestamp>,
+    /// From here on it can be again, from another baseline; `None` if there is none.
+    pub until: Option<Timestamp>,
+}
+
+/// Reads the archive. `step` is told how many bytes were read, and of how many.
+///
+/// # Errors
+/// Unavailable, if a disk does not answer; busy, if something is being deleted. What is found is
+/// no error of this function: see [`Report::check`].
+pub fn verify(options: &Options, step: &dyn Fn(u64, u64)) -> Result<Report> {
+    let _reading = reading(&options.archive)?;
+    let archive = Archive::open_read_only(&options.archive)?;
+    let report =
+        Report { schema: "pitr.verify/1", objects: 0, read: 0, bytes: 0, findings: vec![] };
+    let all = archive.store().list("")?;
+    let mut work = Work { archive: &archive, options, step, total: 0, report };
+    for name in &all {
+        if work.reads(name) {
+            work.total += archive.store().size(name)?.unwrap_or(0);
+        }
+    }
+    let mut sources: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for name in all {
+        match name.split_once('/') {
+            Some((folder, _)) if folder == names::MARKS => work.small(&name)?,
+            Some((source, _)) => sources.entry(source.to_owned()).or_default().push(name),
+            None => work.top(name),
+        }
+    }
+    let engines: BTreeMap<String, EngineKind> = archive.catalog().sources()?.into_iter().collect();
+    for source in engines.keys().filter(|source| options.wants(source)) {
+        // All of it is gone: the catalog tells what was there.
+        sources.entry(source.clone()).or_default();
+    }
+    for (source, objects) in sources.iter().filter(|(source, _)| options.wants(source)) {
+        work.source(source, objects).map_err(|error| error.context(source))?;
+    }
+    Ok(work.report)
+}
+
+impl Options {
+    fn wants(&self, source: &str) -> bool {
+        self.sources.is_empty() || self.sources.iter().any(|wanted| wanted == source)
+    }
+}
+
+struct Work<'a> {
+    archive: &'a Archive,
+    options: &'a Options,
+    step: &'a dyn Fn(u64, u64),
+    total: u64,
+    report: Report,
+}
+
+impl Work<'_> {
+    fn reads(&self, name: &str) -> bool {
+        let source = name.split_once('/').map_or("", |(source, _)| source);
+        name.strip_suffix(".zst").is_some()
+            && self.options.wants(source)
+            && self.options.sample.has(name)
+    }
+
+    fn found(&mut self, object: impl Into<String>, kind: Kind, reason: impl Into<String>) {
+        let (object, reason) = (object.into(), reason.into());
+        let finding = Finding { object, kind, block: None, offsets: None, lost: None, reason };
+        self.report.findings.push(finding);
+    }
+
+    /// Takes note of damage; a disk that does not answer is no finding.
+    fn damaged(&mut self, object: &str, error: Error) -> Result<()> {
+        match error.class() {
+            Class::Corrupt | Class::Refused => {
+                self.found(object, Kind::Damaged, error.to_string());
+                Ok(())
+            }
+            Class::Gap => {
+                self.found(object, Kind::Missing, error.to_string());
+                Ok(())
+            }
+            _ => Err(error),
+        }
+    }
+
+    fn progress(&mut self, bytes: u64) {
+        self.report.bytes += bytes;
+        (self.step)(self.report.bytes, self.total);
+    }
+
+    /// An object beside the sources.
+    fn top(&mut self, name: String) {
+        let is_known = name == names::ARCHIVE
+            || name.starts_with(names::CATALOG)
+            || name == names::LOCK
+            || name == names::SOCKET
+            || is_unfinished(&name);
+        if !is_known && self.options.sources.is_empty() {
+            self.found(name, Kind::Surplus, "it is no part of an archive");
+        }
+    }
+
+    fn source(&mut self, source: &str, objects: &[String]) -> Result<()> {
+        let forgotten = match self.archive.forgotten(source) {
+            Ok(forgotten) => forgotten,
+            Err(error) => {
+                let folder = names::pruned_folder(source);
+                self.damaged(folder.trim_end_matches('/'), error)?;
+                Forgotten::default()
+            }
+        };
+        let baselines = self.baselines(source, objects, &forgotten)?;
+        let mut segments: BTreeMap<u32, BTreeSet<u64>> = BTreeMap::new();
+        for name in objects {
+            match names::parse_segment(name) {
+                Some((timeline, number, _)) => {
+                    segments.entry(timeline).or_default().insert(number);
+                }
+                None => self.other(source, name)?,
+            }
+        }
+        for timeline in self.archive.catalog().timelines(source)? {
+            segments.entry(timeline).or_default();
+        }
+        let mut ends: BTreeMap<u32, SegmentMeta> = BTreeMap::new();
+        for (timeline, numbers) in segments {
+            let found: Vec<&BaselineMeta> =
+                baselines.iter().filter(|b| b.timeline == timeline).collect();
+            let pruned = forgotten.before.get(&timeline).copied().unwrap_or(0);
+            let walk = Walk { source, timeline, numbers, pruned, baselines: found };
+            let end = self.timeline(&walk, &ends)?;
+            ends.extend(end.map(|end| (timeline, end)));
+        }
+        Ok(())
+    }
+
+    /// Small objects, and what is no object of an archive.
+    fn other(&mut self, source: &str, name: &str) -> Result<()> {
+        let rest = name.strip_prefix(source).unwrap_or(name);
+        let is_small = names::is_strange_event(name)
+            || names::is_pruned(name)
+            || rest.starts_with("/semi-sync/")
+            || rest.starts_with("/holds/")
+            || rest.starts_with("/audit/");
+        let file = name.rsplit_once('/').map_or(name, |(_, file)| file);
+        if is_unfinished(name) || file.starts_with("base-") {
+            return Ok(());
+        }
+        if !is_small {
+            self.found(name, Kind::Surplus, "it is no part of an archive");
+            return Ok(());
+        }
+        self.small(name)
+    }
+
+    /// A small object, which is JSON.
+    fn small(&mut self, name: &str) -> Result<()> {
+        if is_unfinished(name) {
+            return Ok(());
+        }
+        self.report.objects += 1;
+        let json = self.archive.store().get(name, SMALL_MAX)?;
+        if let Err(error) = serde_json::from_slice::<serde_json::Value>(&json) {
+            self.found(name, Kind::Damaged, format!("it is no JSON: {error}"));
+        }
+        Ok(())
+    }
+
+    /// Looks at the baselines of a source, and gives those that can be relied on.
+    fn baselines(
+        &mut self,
+        source: &str,
+        objects: &[String],
+        forgotten: &Forgotten,
+    ) -> Result<Vec<BaselineMeta>> {
+        let (mut sound, mut described) = (Vec::new(), BTreeSet::new());
+        let rows = self.archive.catalog().baselines(source)?;
+        let is_base = |name: &&String| {
+            name.rsplit_once('/').is_some_and(|(_, file)| file.starts_with("base-"))
+        };
+        for name in objects.iter().filter(is_base) {
+            let Some(bytes) = name.strip_suffix(".json") else { continue };
+            self.report.objects += 1;
+            described.insert(bytes.to_owned());
+            match self.baseline(name, bytes, &rows) {
+                Ok(meta) => sound.push(meta),
+                Err(error) => self.damaged(name, error)?,
+            }
+        }
+        for name in
+            objects.iter().filter(is_base).filter(|name| name.strip_suffix(".zst").is_some())
+        {
+            if !described.contains(name) && !forgotten.baselines.contains(name) {
+                // It may have got its JSON since it was listed.
+                if !self.archive.store().exists(&format!("{name}.json"))? {
+                    self.found(name, Kind::Missing, "no JSON beside it says what it is");
+                }
+            }
+        }
+        for row in &rows {
+            let name = baseline_name(row);
+            if !described.contains(&name)
+                && !self.archive.store().exists(&format!("{name}.json"))?
+            {
+                self.found(format!("{name}.json"), Kind::Missing, "the catalog has it");
+            }
+        }
+        sound.sort_by_key(|baseline| baseline.at);
+        Ok(sound)
+    }
+
+    fn baseline(&mut self, name: &str, bytes: &str, rows: &[BaselineMeta]) -> Result<BaselineMeta> {
+        let json = self.archive.store().get(name, BASELINE_JSON_MAX)?;
+        let meta = BaselineMeta::decode(&json)?;
+        if meta.format != FORMAT {
+            return Err(Error::refused(format!("its format {} is not known", meta.format)));
+        }
+        if meta.archive != self.archive.meta().archive || baseline_name(&meta) != bytes {
+            return Err(Error::corrupt("by its content it belongs somewhere else"));
+        }
+        match rows.iter().find(|row| baseline_name(row) == bytes) {
+            Some(row) if *row != meta => {
+                self.found(name, Kind::Catalog, "the catalog says something else of it");
+            }
+            _ => {}
+        }
+        let size = self.archive.store().size(bytes)?;
+        let size = size.ok_or_else(|| Error::gap(format!("{bytes} is missing")))?;
+        if size != meta.bytes_stored {
+            let wrong = format!("{bytes} has {size} bytes, not {}", meta.bytes_stored);
+            return Err(Error::corrupt(wrong));
+        }
+        if self.reads(bytes) {
+            self.report.read += 1;
+            self.read_baseline(&meta)?;
+        }
+        Ok(meta)
+    }
+
+    fn read_baseline(&mut self, meta: &BaselineMeta) -> Result<()> {
+        let name = baseline_name(meta);
+        let file = self.archive.baseline(meta)?;
+        let mut hashed = Hashed { file, hasher: blake3::Hasher::new(), len: 0 };
+        let (mut buffer, mut counted) = (vec![0; READ_BYTES], 0);
+        let decoded = (|| {
+            let mut decoder = zstd::Decoder::new(&mut hashed)?;
+            let mut raw = 0_u64;
+            loop {
+                let len = decoder.read(&mut buffer)?;
+                if len == 0 {
+                    return Ok::<u64, std::io::Error>(raw);
+                }
+                raw += len as u64;
+                let read = decoder.get_ref().get_ref().len;
+                self.progress(read - std::mem::replace(&mut counted, read));
+                if raw > meta.bytes_raw {
+                    return Ok(raw);
+                }
+            }
+        })();
+        // What the decoder left, so that the digest is of the whole.
+        std::io::copy(&mut hashed, &mut std::io::sink()).unavailable(|| format!("read {name}"))?;
+        self.progress(hashed.len - counted);
+        if hashed.hasher.finalize().to_hex().as_str() != meta.digest {
+            return Err(Error::corrupt(format!("{name} does not match its digest")));
+        }
+        match decoded {
+            Ok(raw) if raw == meta.bytes_raw => Ok(()),
+            Ok(raw) => {
+                Err(Error::corrupt(format!("{name} holds {raw} bytes, not {}", meta.bytes_raw)))
+            }
+            Err(error) => Err(error).corrupt(|| format!("decompress {name}")),
+        }
+    }
+
+    /// Looks at the segments of a timeline; gives the last one.
+    fn timeline(
+        &mut self,
+        walk: &Walk<'_>,
+        ends: &BTreeMap<u32, SegmentMeta>,
+    ) -> Result<Option<SegmentMeta>> {
+        let (source, timeline) = (walk.source, walk.timeline);
+        let rows: BTreeSet<u64> = self
+            .archive
+            .catalog()
+            .outline(source, timeline)?
+            .into_iter()
+            .map(|(number, ..)| number)
+            .collect();
+        let expected: BTreeSet<u64> = walk.numbers.union(&rows).copied().collect();
+        let (mut before, mut reached): (Option<SegmentMeta>, _) = (None, None);
+        let mut next = walk.pruned.max(1);
+        for number in expected {
+            let name = names::segment(source, timeline, number);
+            if number > next {
+                let finding = walk.missing(next, number - 1, reached);
+                self.report.findings.push(finding);
+                before = None;
+            }
+            next = number + 1;
+            self.report.objects += 1;
+            let mut reader = match open_segment(self.archive.store(), source, timeline, number) {
+                Ok(reader) => reader,
+                Err(error) if matches!(error.class(), Class::Corrupt | Class::Gap) => {
+                    // An open one without a record is removed when it would be sealed.
+                    if error.class() == Class::Gap && !rows.contains(&number) {
+                        continue;
+                    }
+                    // One that was just being created when its writer died.
+                    if error.class() == Class::Corrupt && self.is_torn_head(walk, number)? {
+                        continue;
+                    }
+                    let kind = match error.class() {
+                        Class::Gap => Kind::Missing,
+                        _ => Kind::Damaged,
+                    };
+                    let lost = walk.lost(reached);
+                    self.found(&name, kind, error.to_string());
+                    if let Some(last) = self.report.findings.last_mut() {
+                        last.lost = Some(lost);
+                    }
+                    before = None;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            self.segment(walk, &name, &mut reader, before.as_ref(), ends, reached)?;
+            let meta = reader.meta().clone();
+            if meta.sealed {
+                self.compare_row(&name, &reader, &rows)?;
+            }
+            reached = reached.max(meta.totals.known_until);
+            before = Some(meta);
+        }
+        for baseline in &walk.baselines {
+            self.log_behind(walk, baseline)?;
+        }
+        Ok(before)
+    }
+
+    fn is_torn_head(&self, walk: &Walk<'_>, number: u64) -> Result<bool> {
+        let name = names::open_segment(walk.source, walk.timeline, number);
+        match File::open(self.archive.store().path(&name)?) {
+            Ok(file) => Reader::header_is_torn(&mut BufReader::new(file)),
+            Err(_) => Ok(false),
+        }
+    }
+
+    fn segment(
+        &mut self,
+        walk: &Walk<'_>,
+        name: &str,
+        reader: &mut SegmentReader,
+        before: Option<&SegmentMeta>,
+        ends: &BTreeMap<u32, SegmentMeta>,
+        reached: Option<Timestamp>,
+    ) -> Result<()> {
+        let header = reader.meta().header.clone();
+        let right = names::segment(&header.source, header.timeline, header.number);
+        if header.archive != self.archive.meta().archive || right != *name {
+            let reason = format!("by its header it is {right} of archive {}", header.archive);
+            self.found(name, Kind::Damaged, reason);
+            return Ok(());
+        }
+        // Where it left another timeline before its end, the digest of that segment is compared when
+        // the catalog is; the end itself may be anywhere.
+        let joined = header.continues.filter(|_| header.fork.is_none());
+        let joined = joined.and_then(|from| ends.get(&from.timeline));
+        for reason in breaks(&header, before.or(joined)) {
+            self.found(name, Kind::Chain, reason);
+            if let Some(last) = self.report.findings.last_mut() {
+                last.lost = Some(walk.lost(reached));
+            }
+        }
+        // An open segment was read block by block to be opened at all.
+        if !reader.meta().sealed || !self.options.sample.has(name) {
+            return Ok(());
+        }
+        self.report.read += 1;
+        let mut parse = Some((self.options.parser)(header.engine, &header.start));
+        let mut bad: Vec<(Option<usize>, Option<BlockMeta>, String)> = Vec::new();
+        let mut known = reached;
+        let mut after = Vec::new();
+        let read = reader.verify_blocks(|index, block, bytes| {
+            match bytes {
+                Ok(bytes) => {
+                    let parsed = parse.as_mut().map(|p| p.push(Bytes::copy_from_slice(bytes)));
+                    if let Some(Err(error)) = parsed {
+                        bad.push((Some(index), Some(block.clone()), error.to_string()));
+                        after.push(known);
+                        parse = None;
+                    }
+                }
+                Err(error) => {
+                    bad.push((Some(index), Some(block.clone()), error.to_string()));
+                    after.push(known);
+                    parse = None;
+                }
+            }
+            known = known.max(block.last_at).max(block.known_until);
+        });
+        match read {
+            Ok(()) => {}
+            Err(error) if error.class() == Class::Corrupt => {
+                if bad.is_empty() {
+                    bad.push((None, None, error.to_string()));
+                    after.push(reached);
+                }
+            }
+            Err(error) => return Err(error.context(name)),
+        }
+        if bad.is_empty() && parse.is_some_and(|parse| !parse.is_between_records()) {
+            bad.push((None, None, "it ends within a record".into()));
+            after.push(reached);
+        }
+        for ((block, meta, reason), known) in bad.into_iter().zip(after) {
+            let offsets = meta.map(|meta| (meta.start, meta.end()));
+            let lost = walk.lost(known);
+            let (object, kind) = (name.to_owned(), Kind::Damaged);
+            let lost = Some(lost);
+            self.report.findings.push(Finding { object, kind, block, offsets, lost, reason });
+        }
+        self.progress(reader.meta().bytes_stored);
+        Ok(())
+    }
+
+    /// Compares a segment with what the catalog says of it.
+    fn compare_row(
+        &mut self,
+        name: &str,
+        reader: &SegmentReader,
+        rows: &BTreeSet<u64>,
+    ) -> Result<()> {
+        let meta = reader.meta();
+        let (source, timeline, number) =
+            (&meta.header.source, meta.header.timeline, meta.header.number);
+        let catalog = self.archive.catalog();
+        let Some(row) = catalog.segment(source, timeline, number)? else {
+            // It got its name a moment ago, and gets its row now.
+            if rows.last().is_some_and(|last| number < *last) {
+                self.found(name, Kind::Catalog, "the catalog does not have it");
+            }
+            return Ok(());
+        };
+        let same = row == *meta && catalog.blocks(source, timeline, number)? == reader.blocks();
+        if !same {
+            self.found(name, Kind::Catalog, "the catalog says something else of it");
+        }
+        Ok(())
+    }
+
+    /// Whether the log begins where a baseline ends.
+    fn log_behind(&mut self, walk: &Walk<'_>, baseline: &BaselineMeta) -> Result<()> {
+        let place = &baseline.position;
+        let segments =
+            self.archive.segments_from(walk.source, walk.timeline, place, Some(baseline.at))?;
+        let holds = segments.first().is_some_and(|first| {
+            place.offset <= first.header.start.offset + first.totals.bytes_raw
+        });
+        let is_alone = walk.numbers.is_empty() && walk.pruned == 0;
+        let reason = match segments.first().filter(|_| holds) {
+            // A binlog file is read from its beginning, wherever a replay in it begins.
+            Some(first) => {
+                let begun = self
+                    .archive
+                    .segment(walk.source, walk.timeline, first.header.number)
+                    .and_then(|mut reader| log_head(self.archive.store(), &mut reader));
+                match begun {
+                    Ok(_) => return Ok(()),
+                    Err(error) if matches!(error.class(), Class::Corrupt | Class::Gap) => {
+                        format!("the beginning of its log cannot be read: {error}")
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+            None if is_alone => return Ok(()),
+            None => format!("the segment that holds its place {place} is missing"),
+        };
+        self.found(baseline_name(baseline), Kind::Missing, reason);
+        if let Some(last) = self.report.findings.last_mut() {
+            last.lost = Some(walk.lost(Some(baseline.at)));
+        }
+        Ok(())
+    }
+}
+
+/// One timeline, and what is known of it beforehand.
+struct Walk<'a> {
+    source: &'a str,
+    timeline: u32,
+    numbers: BTreeSet<u64>,
+    /// The number before which segments were deleted as too old.
+    pruned: u64,
+    baselines: Vec<&'a BaselineMeta>,
+}
+
+impl Walk<'_> {
+    fn missing(&self, first: u64, last: u64, reached: Option<Timestamp>) -> Finding {
+        let reason = match last - first {
+            0 => format!("segment {first} is missing"),
+            _ => format!("segments {first} to {last} are missing"),
+        };
+        Finding {
+            object: names::segment(self.source, self.timeline, first),
+            kind: Kind::Missing,
+            block: None,
+            offsets: None,
+            lost: Some(self.lost(reached)),
+            reason,
+        }
+    }
+
+    /// What cannot be restored if the log is lost behind an instant: up to the next baseline that
+    /// lies behind the damage.
+    fn lost(&self, after: Option<Timestamp>) -> Lost {
+        let later = |baseline: &&&BaselineMeta| after.is_none_or(|after| baseline.at > after);
+        let until = self.baselines.iter().find(later).map(|baseline| baseline.at);
+        Lost { after, until }
+    }
+}
+
+/// In which ways a segment does not go on from the one before it.
+fn breaks(header: &SegmentHeader, before: Option<&SegmentMeta>) -> Vec<String> {
+    let (Some(before), None) = (before, &header.broken) else { return vec![] };
+    let mut reasons = Vec::new();
+    if before.sealed && header.previous.as_deref() != Some(before.digest.as_str()) {
+        reasons.push(format!(
+            "it does not name the digest of segment {} before it",
+            before.header.number
+        ));
+    }
+    let (end, start) = (&before.totals.end, &header.start);
+    let is_joined = header.timeline != before.header.timeline;
+    if !is_joined && end.log == start.log && !end.is_same_place(start) {
+        reasons.push(format!("it begins at {start}, and the one before it ends at {end}"));
+    } else if (is_joined || end.log == start.log) && end.gtids != start.gtids {
+        reasons.push(format!(
+            "it begins with the GTIDs {}, and the one before it ends with {}",
+            start.gtids, end.gtids
+        ));
+    }
+    reasons
+}
+
+/// What is still being written, or was when its writer died.
+fn is_unfinished(name: &str) -> bool {
+    [".tmp", ".rewrite"].iter().any(|ending| name.strip_suffix(ending).is_some())
+}
+
+struct Hashed {
+    file: File,
+    hasher: blake3::Hasher,
+    len: u64,
+}
+
+impl Read for Hashed {
+    fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
+        let len = self.file.read(into)?;
+        self.hasher.update(into.get(..len).unwrap_or_default());
+        self.len += len as u64;
+        Ok(len)
+    }
+}
+
+impl Report {
+    /// What the findings amount to.
+    ///
+    /// # Errors
+    /// Corrupt, if something is damaged or missing; finding, if there is only more than there
+    /// has to be, or a catalog that is not up to date.
+    pub fn check(&self) -> Result<()> {
+        let Some(first) = self.findings.first() else { return Ok(()) };
+        let count = match self.findings.len() {
+            1 => String::new(),
+            count => format!(" and {} more", count - 1),
+        };
+        let message = format!("{}: {}{count}", first.object, first.reason);
+        let is_mild = |finding: &Finding| matches!(finding.kind, Kind::Surplus | Kind::Catalog);
+        if self.findings.iter().all(is_mild) {
+            return Err(Error::new(Class::Finding, message)
+                .hint("`pitr reindex` brings the catalog up to what is there"));
+        }
+        Err(Error::corrupt(message)
+            .hint("take the objects named from the other copy, and run `pitr verify` again"))
+    }
+
+    /// The report for people, with times in `zone`.
+    pub fn text(&self, zone: Tz) -> String {
+        let mut out = String::new();
+        for finding in &self.findings {
+            let block = finding.block.map(|block| format!(", block {block}")).unwrap_or_default();
+            let offsets = finding.offsets.map(|(from, to)| format!(" ({from} to {to})"));
+            out += &format!(
+                "{}{block}{}: {}\n",
+                finding.object,
+                offsets.unwrap_or_default(),
+                finding.reason
+            );
+            if let Some(lost) = &finding.lost {
+                let when = |at: Option<Timestamp>, none: &str| {
+                    at.map_or_else(|| none.to_owned(), |at| in_zone(at, zone))
+                };
+                out += &format!(
+                    "    cannot be restored: after {}, until {}\n",
+                    when(lost.after, "the beginning"),
+                    when(lost.until, "the next baseline")
+                );
+            }
+        }
+        out += &format!(
+            "{} objects, {} of them read whole ({} bytes): {}\n",
+            self.objects,
+            self.read,
+            self.bytes,
+            match self.findings.len() {
+                0 => "all as they were written".to_owned(),
+                1 => "1 finding".to_owned(),
+                count => format!("{count} findings"),
+            }
+        );
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests;
