@@ -9,20 +9,22 @@
 //! that it knows no engine. While a daemon writes, what has no final name yet counts as far as it
 //! is whole.
 
+mod report;
+
 use crate::archive::{
     Archive, Forgotten, SegmentReader, baseline_name, log_head, open_segment, reading,
 };
-use crate::clock::{Timestamp, Tz, in_zone};
+use crate::clock::Timestamp;
 use crate::error::{Class, Context, Error, Result};
 use crate::manifest::{
-    BASELINE_JSON_MAX, BaselineMeta, BlockMeta, EngineKind, FORMAT, SegmentHeader, SegmentMeta,
-    names,
+    BASELINE_JSON_MAX, BaselineMeta, BlockMeta, Continues, EngineKind, FORMAT, SegmentHeader,
+    SegmentMeta, names,
 };
 use crate::position::Position;
 use crate::record::Parse;
 use crate::segment::Reader;
 use bytes::Bytes;
-use serde::Serialize;
+pub use report::{Finding, Kind, Lost, Report};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{BufReader, Read};
@@ -91,63 +93,6 @@ pub struct Options {
     pub parser: Parser,
 }
 
-/// `pitr.verify/1`.
-#[derive(Debug, Clone, Serialize)]
-pub struct Report {
-    /// Name and version of this document's form.
-    pub schema: &'static str,
-    /// Objects that were looked at.
-    pub objects: u64,
-    /// Those of them that were read whole.
-    pub read: u64,
-    /// Bytes of those.
-    pub bytes: u64,
-    /// What is not as it was written.
-    pub findings: Vec<Finding>,
-}
-
-/// What kind of thing was found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Kind {
-    /// It is not there, and was not deleted as too old.
-    Missing,
-    /// Its bytes are not those that were written.
-    Damaged,
-    /// It does not go on from what stands before it.
-    Chain,
-    /// The catalog says something else: `pitr reindex` mends it.
-    Catalog,
-    /// It is no part of an archive.
-    Surplus,
-}
-
-/// One thing that is not as it must be.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Finding {
-    /// Name of the object within the archive.
-    pub object: String,
-    /// What kind of thing it is.
-    pub kind: Kind,
-    /// The block, counted from 0, if it is one of a segment.
-    pub block: Option<usize>,
-    /// The bytes of the log that it holds: from, to.
-    pub offsets: Option<(u64, u64)>,
-    /// The instants that cannot be restored because of it; `None` if all can be.
-    pub lost: Option<Lost>,
-    /// What is wrong.
-    pub reason: String,
-}
-
-/// Instants of a source that cannot be restored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct Lost {
-    /// Everything up to here can be; `None` if nothing before is known.
-    pub after: Option<Timestamp>,
-    /// From here on it can be again, from another baseline; `None` if there is none.
-    pub until: Option<Timestamp>,
-}
-
 /// Reads the archive. `step` is told how many bytes were read, and of how many.
 ///
 /// # Errors
@@ -212,6 +157,13 @@ impl Work<'_> {
         self.report.findings.push(finding);
     }
 
+    /// What cannot be restored because of what was found last.
+    fn loses(&mut self, lost: Lost) {
+        if let Some(last) = self.report.findings.last_mut() {
+            last.lost = Some(lost);
+        }
+    }
+
     /// Takes note of damage; a disk that does not answer is no finding.
     fn damaged(&mut self, object: &str, error: Error) -> Result<()> {
         match error.class() {
@@ -253,7 +205,7 @@ impl Work<'_> {
                 Forgotten::default()
             }
         };
-        let baselines = self.baselines(source, objects, &forgotten)?;
+        let (baselines, bad) = self.baselines(source, objects, &forgotten)?;
         let mut segments: BTreeMap<u32, BTreeSet<u64>> = BTreeMap::new();
         for name in objects {
             match names::parse_segment(name) {
@@ -266,14 +218,57 @@ impl Work<'_> {
         for timeline in self.archive.catalog().timelines(source)? {
             segments.entry(timeline).or_default();
         }
-        let mut ends: BTreeMap<u32, SegmentMeta> = BTreeMap::new();
+        let (mut usable, mut useless) = (Vec::new(), Vec::new());
+        for baseline in &baselines {
+            let has_log = segments.get(&baseline.timeline).is_some_and(|all| !all.is_empty())
+                || forgotten.before.contains_key(&baseline.timeline);
+            match self.log_behind(baseline, has_log)? {
+                None => usable.push(baseline),
+                Some(reason) => useless.push((baseline, reason)),
+            }
+        }
+        for bad in bad {
+            self.loses_baseline(source, &bad, &usable)?;
+        }
         for (timeline, numbers) in segments {
-            let found: Vec<&BaselineMeta> =
-                baselines.iter().filter(|b| b.timeline == timeline).collect();
-            let pruned = forgotten.before.get(&timeline).copied().unwrap_or(0);
-            let walk = Walk { source, timeline, numbers, pruned, baselines: found };
-            let end = self.timeline(&walk, &ends)?;
-            ends.extend(end.map(|end| (timeline, end)));
+            let forgotten = &forgotten.before;
+            let walk = Walk { source, timeline, numbers, forgotten, baselines: &usable };
+            self.timeline(&walk)?;
+            for (baseline, reason) in useless.iter().filter(|(b, _)| b.timeline == timeline) {
+                let lost = walk.lost(Some(baseline.at), None);
+                self.found(baseline_name(baseline), Kind::Missing, reason);
+                self.loses(lost);
+            }
+        }
+        Ok(())
+    }
+
+    /// Says which instants are lost with a baseline: none, if the log leads to them from an earlier
+    /// one.
+    fn loses_baseline(
+        &mut self,
+        source: &str,
+        bad: &BadBaseline,
+        usable: &[&BaselineMeta],
+    ) -> Result<()> {
+        let at = bad.meta.at;
+        let mut on = Some(bad.meta.timeline);
+        while let Some(timeline) = on {
+            if usable.iter().any(|other| other.timeline == timeline && other.at < at) {
+                return Ok(());
+            }
+            let continues = match open_segment(self.archive.store(), source, timeline, 1) {
+                Ok(first) => first.meta().header.continues,
+                Err(error) if matches!(error.class(), Class::Corrupt | Class::Gap) => None,
+                Err(error) => return Err(error),
+            };
+            on = continues.map(|from| from.timeline).filter(|from| *from < timeline);
+        }
+        let later = |other: &&&BaselineMeta| other.at > at && other.timeline >= bad.meta.timeline;
+        let until = usable.iter().find(later).map(|other| other.at);
+        let after = usable.iter().any(|other| other.at < at).then_some(at);
+        if let Some(finding) = self.report.findings.get_mut(bad.finding) {
+            finding.lost = Some(Lost { after, until });
         }
         Ok(())
     }
@@ -310,14 +305,15 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// Looks at the baselines of a source, and gives those that can be relied on.
+    /// Looks at the baselines of a source, and gives those that can be relied on, and of the
+    /// others those of which it is known what they were.
     fn baselines(
         &mut self,
         source: &str,
         objects: &[String],
         forgotten: &Forgotten,
-    ) -> Result<Vec<BaselineMeta>> {
-        let (mut sound, mut described) = (Vec::new(), BTreeSet::new());
+    ) -> Result<(Vec<BaselineMeta>, Vec<BadBaseline>)> {
+        let (mut sound, mut bad, mut described) = (Vec::new(), Vec::new(), BTreeSet::new());
         let rows = self.archive.catalog().baselines(source)?;
         let is_base = |name: &&String| {
             name.rsplit_once('/').is_some_and(|(_, file)| file.starts_with("base-"))
@@ -328,7 +324,13 @@ impl Work<'_> {
             described.insert(bytes.to_owned());
             match self.baseline(name, bytes, &rows) {
                 Ok(meta) => sound.push(meta),
-                Err(error) => self.damaged(name, error)?,
+                Err(error) => {
+                    let row = rows.iter().find(|row| baseline_name(row) == bytes).cloned();
+                    let meta = row.or_else(|| self.baseline_json(name).ok());
+                    let finding = self.report.findings.len();
+                    self.damaged(name, error)?;
+                    bad.extend(meta.map(|meta| BadBaseline { finding, meta }));
+                }
             }
         }
         for name in
@@ -346,16 +348,17 @@ impl Work<'_> {
             if !described.contains(&name)
                 && !self.archive.store().exists(&format!("{name}.json"))?
             {
+                let finding = self.report.findings.len();
+                bad.push(BadBaseline { finding, meta: row.clone() });
                 self.found(format!("{name}.json"), Kind::Missing, "the catalog has it");
             }
         }
         sound.sort_by_key(|baseline| baseline.at);
-        Ok(sound)
+        Ok((sound, bad))
     }
 
     fn baseline(&mut self, name: &str, bytes: &str, rows: &[BaselineMeta]) -> Result<BaselineMeta> {
-        let json = self.archive.store().get(name, BASELINE_JSON_MAX)?;
-        let meta = BaselineMeta::decode(&json)?;
+        let meta = self.baseline_json(name)?;
         if meta.format != FORMAT {
             return Err(Error::refused(format!("its format {} is not known", meta.format)));
         }
@@ -379,6 +382,10 @@ impl Work<'_> {
             self.read_baseline(&meta)?;
         }
         Ok(meta)
+    }
+
+    fn baseline_json(&self, name: &str) -> Result<BaselineMeta> {
+        BaselineMeta::decode(&self.archive.store().get(name, BASELINE_JSON_MAX)?)
     }
 
     fn read_baseline(&mut self, meta: &BaselineMeta) -> Result<()> {
@@ -417,12 +424,8 @@ impl Work<'_> {
         }
     }
 
-    /// Looks at the segments of a timeline; gives the last one.
-    fn timeline(
-        &mut self,
-        walk: &Walk<'_>,
-        ends: &BTreeMap<u32, SegmentMeta>,
-    ) -> Result<Option<SegmentMeta>> {
+    /// Looks at the segments of a timeline.
+    fn timeline(&mut self, walk: &Walk<'_>) -> Result<()> {
         let (source, timeline) = (walk.source, walk.timeline);
         let rows: BTreeSet<u64> = self
             .archive
@@ -432,8 +435,9 @@ impl Work<'_> {
             .map(|(number, ..)| number)
             .collect();
         let expected: BTreeSet<u64> = walk.numbers.union(&rows).copied().collect();
+        let last = expected.last().copied();
         let (mut before, mut reached): (Option<SegmentMeta>, _) = (None, None);
-        let mut next = walk.pruned.max(1);
+        let mut next = walk.forgotten.get(&timeline).copied().unwrap_or(0).max(1);
         for number in expected {
             let name = names::segment(source, timeline, number);
             if number > next {
@@ -458,28 +462,50 @@ impl Work<'_> {
                         Class::Gap => Kind::Missing,
                         _ => Kind::Damaged,
                     };
-                    let lost = walk.lost(reached);
                     self.found(&name, kind, error.to_string());
-                    if let Some(last) = self.report.findings.last_mut() {
-                        last.lost = Some(lost);
-                    }
+                    self.loses(walk.lost(reached, None));
                     before = None;
                     continue;
                 }
                 Err(error) => return Err(error),
             };
-            self.segment(walk, &name, &mut reader, before.as_ref(), ends, reached)?;
+            if before.is_none() {
+                before = self.shared(walk, &reader.meta().header)?;
+                reached = reached.max(before.as_ref().and_then(|shared| shared.totals.known_until));
+            }
+            self.segment(walk, &name, &mut reader, before.as_ref(), reached)?;
             let meta = reader.meta().clone();
-            if meta.sealed {
-                self.compare_row(&name, &reader, &rows)?;
+            // The last one may have got its name a moment ago, and gets its row now.
+            if meta.sealed && (rows.contains(&number) || Some(number) != last) {
+                self.compare_row(&name, &reader)?;
             }
             reached = reached.max(meta.totals.known_until);
             before = Some(meta);
         }
-        for baseline in &walk.baselines {
-            self.log_behind(walk, baseline)?;
+        Ok(())
+    }
+
+    /// The segment of another timeline that a first one goes on from: that one's last, or where
+    /// it was left before its end, the last one that both have.
+    fn shared(&mut self, walk: &Walk<'_>, header: &SegmentHeader) -> Result<Option<SegmentMeta>> {
+        let Some(Continues { timeline, number }) = header.continues else { return Ok(None) };
+        match open_segment(self.archive.store(), walk.source, timeline, number) {
+            Ok(reader) => Ok(Some(reader.meta().clone())),
+            // It was found where its own timeline was looked at.
+            Err(error) if error.class() == Class::Corrupt => Ok(None),
+            Err(error) if error.class() == Class::Gap => {
+                let name = names::segment(walk.source, timeline, number);
+                let is_forgotten =
+                    walk.forgotten.get(&timeline).is_some_and(|before| number < *before);
+                if !is_forgotten && !self.report.findings.iter().any(|f| f.object == name) {
+                    let reason = format!("timeline {} goes on from it", header.timeline);
+                    self.found(name, Kind::Missing, reason);
+                    self.loses(walk.lost(None, None));
+                }
+                Ok(None)
+            }
+            Err(error) => Err(error),
         }
-        Ok(before)
     }
 
     fn is_torn_head(&self, walk: &Walk<'_>, number: u64) -> Result<bool> {
@@ -496,7 +522,6 @@ impl Work<'_> {
         name: &str,
         reader: &mut SegmentReader,
         before: Option<&SegmentMeta>,
-        ends: &BTreeMap<u32, SegmentMeta>,
         reached: Option<Timestamp>,
     ) -> Result<()> {
         let header = reader.meta().header.clone();
@@ -506,15 +531,9 @@ impl Work<'_> {
             self.found(name, Kind::Damaged, reason);
             return Ok(());
         }
-        // Where it left another timeline before its end, the digest of that segment is compared when
-        // the catalog is; the end itself may be anywhere.
-        let joined = header.continues.filter(|_| header.fork.is_none());
-        let joined = joined.and_then(|from| ends.get(&from.timeline));
-        for reason in breaks(&header, before.or(joined)) {
+        for reason in breaks(&header, before) {
             self.found(name, Kind::Chain, reason);
-            if let Some(last) = self.report.findings.last_mut() {
-                last.lost = Some(walk.lost(reached));
-            }
+            self.loses(walk.lost(reached, None));
         }
         // An open segment was read block by block to be opened at all.
         if !reader.meta().sealed || !self.options.sample.has(name) {
@@ -559,9 +578,10 @@ impl Work<'_> {
         }
         for ((block, meta, reason), known) in bad.into_iter().zip(after) {
             let offsets = meta.map(|meta| (meta.start, meta.end()));
-            let lost = walk.lost(known);
+            let end = header.start.offset + reader.meta().totals.bytes_raw;
+            let end = (header.start.log.as_str(), offsets.map_or(end, |(_, end)| end));
+            let lost = Some(walk.lost(known, Some(end)));
             let (object, kind) = (name.to_owned(), Kind::Damaged);
-            let lost = Some(lost);
             self.report.findings.push(Finding { object, kind, block, offsets, lost, reason });
         }
         self.progress(reader.meta().bytes_stored);
@@ -569,21 +589,13 @@ impl Work<'_> {
     }
 
     /// Compares a segment with what the catalog says of it.
-    fn compare_row(
-        &mut self,
-        name: &str,
-        reader: &SegmentReader,
-        rows: &BTreeSet<u64>,
-    ) -> Result<()> {
+    fn compare_row(&mut self, name: &str, reader: &SegmentReader) -> Result<()> {
         let meta = reader.meta();
         let (source, timeline, number) =
             (&meta.header.source, meta.header.timeline, meta.header.number);
         let catalog = self.archive.catalog();
         let Some(row) = catalog.segment(source, timeline, number)? else {
-            // It got its name a moment ago, and gets its row now.
-            if rows.last().is_some_and(|last| number < *last) {
-                self.found(name, Kind::Catalog, "the catalog does not have it");
-            }
+            self.found(name, Kind::Catalog, "the catalog does not have it");
             return Ok(());
         };
         let same = row == *meta && catalog.blocks(source, timeline, number)? == reader.blocks();
@@ -593,39 +605,38 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// Whether the log begins where a baseline ends.
-    fn log_behind(&mut self, walk: &Walk<'_>, baseline: &BaselineMeta) -> Result<()> {
+    /// Why a baseline leads to no instant behind its own, if the log does not begin where it ends.
+    fn log_behind(&self, baseline: &BaselineMeta, has_log: bool) -> Result<Option<String>> {
+        let (source, timeline) = (baseline.source.as_str(), baseline.timeline);
         let place = &baseline.position;
-        let segments =
-            self.archive.segments_from(walk.source, walk.timeline, place, Some(baseline.at))?;
-        let holds = segments.first().is_some_and(|first| {
-            place.offset <= first.header.start.offset + first.totals.bytes_raw
-        });
-        let is_alone = walk.numbers.is_empty() && walk.pruned == 0;
-        let reason = match segments.first().filter(|_| holds) {
-            // A binlog file is read from its beginning, wherever a replay in it begins.
-            Some(first) => {
-                let begun = self
-                    .archive
-                    .segment(walk.source, walk.timeline, first.header.number)
-                    .and_then(|mut reader| log_head(self.archive.store(), &mut reader));
-                match begun {
-                    Ok(_) => return Ok(()),
-                    Err(error) if matches!(error.class(), Class::Corrupt | Class::Gap) => {
-                        format!("the beginning of its log cannot be read: {error}")
-                    }
-                    Err(error) => return Err(error),
-                }
-            }
-            None if is_alone => return Ok(()),
-            None => format!("the segment that holds its place {place} is missing"),
+        let segments = self.archive.segments_from(source, timeline, place, Some(baseline.at))?;
+        let Some(first) = segments
+            .first()
+            .filter(|first| place.offset <= first.header.start.offset + first.totals.bytes_raw)
+        else {
+            let reason = format!("the segment that holds its place {place} is missing");
+            return Ok(Some(reason).filter(|_| has_log));
         };
-        self.found(baseline_name(baseline), Kind::Missing, reason);
-        if let Some(last) = self.report.findings.last_mut() {
-            last.lost = Some(walk.lost(Some(baseline.at)));
+        // A binlog file is read from its beginning, wherever a replay in it begins.
+        let begun = self
+            .archive
+            .segment(source, timeline, first.header.number)
+            .and_then(|mut reader| log_head(self.archive.store(), &mut reader));
+        match begun {
+            Ok(_) => Ok(None),
+            Err(error) if matches!(error.class(), Class::Corrupt | Class::Gap) => {
+                Ok(Some(format!("the beginning of its log cannot be read: {error}")))
+            }
+            Err(error) => Err(error),
         }
-        Ok(())
     }
+}
+
+/// A baseline that cannot be relied on.
+struct BadBaseline {
+    /// Which of the findings says so.
+    finding: usize,
+    meta: BaselineMeta,
 }
 
 /// One timeline, and what is known of it beforehand.
@@ -633,9 +644,10 @@ struct Walk<'a> {
     source: &'a str,
     timeline: u32,
     numbers: BTreeSet<u64>,
-    /// The number before which segments were deleted as too old.
-    pruned: u64,
-    baselines: Vec<&'a BaselineMeta>,
+    /// Of each timeline the number before which segments were deleted as too old.
+    forgotten: &'a BTreeMap<u32, u64>,
+    /// Those of the source behind which the log begins, in order.
+    baselines: &'a [&'a BaselineMeta],
 }
 
 impl Walk<'_> {
@@ -649,15 +661,25 @@ impl Walk<'_> {
             kind: Kind::Missing,
             block: None,
             offsets: None,
-            lost: Some(self.lost(reached)),
+            lost: Some(self.lost(reached, None)),
             reason,
         }
     }
 
-    /// What cannot be restored if the log is lost behind an instant: up to the next baseline that
-    /// lies behind the damage.
-    fn lost(&self, after: Option<Timestamp>) -> Lost {
-        let later = |baseline: &&&BaselineMeta| after.is_none_or(|after| baseline.at > after);
+    /// What cannot be restored if the log is lost behind an instant: up to the next baseline,
+    /// which is of this timeline or a later one, and lies behind what is damaged where that ends
+    /// at a known place: a log and its offset.
+    fn lost(&self, after: Option<Timestamp>, end: Option<(&str, u64)>) -> Lost {
+        let is_behind = |baseline: &BaselineMeta| {
+            let place = &baseline.position;
+            baseline.timeline > self.timeline
+                || end.is_none_or(|(log, end)| place.log != log || place.offset >= end)
+        };
+        let later = |baseline: &&&BaselineMeta| {
+            baseline.timeline >= self.timeline
+                && after.is_none_or(|after| baseline.at > after)
+                && is_behind(baseline)
+        };
         let until = self.baselines.iter().find(later).map(|baseline| baseline.at);
         Lost { after, until }
     }
@@ -674,7 +696,9 @@ fn breaks(header: &SegmentHeader, before: Option<&SegmentMeta>) -> Vec<String> {
         ));
     }
     let (end, start) = (&before.totals.end, &header.start);
-    let is_joined = header.timeline != before.header.timeline;
+    // Another server goes on at a place of its own; where a timeline was left, it is the same.
+    let shares = header.fork.as_ref().map_or(header.timeline, |fork| fork.timeline);
+    let is_joined = shares != before.header.timeline;
     if !is_joined && end.log == start.log && !end.is_same_place(start) {
         reasons.push(format!("it begins at {start}, and the one before it ends at {end}"));
     } else if (is_joined || end.log == start.log) && end.gtids != start.gtids {
@@ -703,66 +727,6 @@ impl Read for Hashed {
         self.hasher.update(into.get(..len).unwrap_or_default());
         self.len += len as u64;
         Ok(len)
-    }
-}
-
-impl Report {
-    /// What the findings amount to.
-    ///
-    /// # Errors
-    /// Corrupt, if something is damaged or missing; finding, if there is only more than there
-    /// has to be, or a catalog that is not up to date.
-    pub fn check(&self) -> Result<()> {
-        let Some(first) = self.findings.first() else { return Ok(()) };
-        let count = match self.findings.len() {
-            1 => String::new(),
-            count => format!(" and {} more", count - 1),
-        };
-        let message = format!("{}: {}{count}", first.object, first.reason);
-        let is_mild = |finding: &Finding| matches!(finding.kind, Kind::Surplus | Kind::Catalog);
-        if self.findings.iter().all(is_mild) {
-            return Err(Error::new(Class::Finding, message)
-                .hint("`pitr reindex` brings the catalog up to what is there"));
-        }
-        Err(Error::corrupt(message)
-            .hint("take the objects named from the other copy, and run `pitr verify` again"))
-    }
-
-    /// The report for people, with times in `zone`.
-    pub fn text(&self, zone: Tz) -> String {
-        let mut out = String::new();
-        for finding in &self.findings {
-            let block = finding.block.map(|block| format!(", block {block}")).unwrap_or_default();
-            let offsets = finding.offsets.map(|(from, to)| format!(" ({from} to {to})"));
-            out += &format!(
-                "{}{block}{}: {}\n",
-                finding.object,
-                offsets.unwrap_or_default(),
-                finding.reason
-            );
-            if let Some(lost) = &finding.lost {
-                let when = |at: Option<Timestamp>, none: &str| {
-                    at.map_or_else(|| none.to_owned(), |at| in_zone(at, zone))
-                };
-                out += &format!(
-                    "    cannot be restored: after {}, until {}\n",
-                    when(lost.after, "the beginning"),
-                    when(lost.until, "the next baseline")
-                );
-            }
-        }
-        out += &format!(
-            "{} objects, {} of them read whole ({} bytes): {}\n",
-            self.objects,
-            self.read,
-            self.bytes,
-            match self.findings.len() {
-                0 => "all as they were written".to_owned(),
-                1 => "1 finding".to_owned(),
-                count => format!("{count} findings"),
-            }
-        );
-        out
     }
 }
 

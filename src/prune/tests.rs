@@ -3,7 +3,7 @@
 use super::*;
 use crate::archive::{log_head, read_meta};
 use crate::baseline::{Label, Stored};
-use crate::manifest::{Break, Continues, FORMAT, Hold, SegmentHeader, StrangeEvent};
+use crate::manifest::{Break, Continues, FORMAT, Fork, Hold, SegmentHeader, StrangeEvent};
 use crate::plan;
 use crate::position::Position;
 use crate::record::{BaselineTaken, Chunk, Mark, Protection, Server};
@@ -24,16 +24,17 @@ pub(crate) struct Made {
     pub(crate) dir: tempfile::TempDir,
     pub(crate) archive: Archive,
     engine: EngineKind,
-    timeline: u32,
+    pub(crate) timeline: u32,
     number: u64,
     /// How many segments a log has.
     of_log: u64,
     pub(crate) place: Position,
-    hour: i64,
+    pub(crate) hour: i64,
     /// What segments are filled with; their numbers, if nothing.
     pub(crate) fill: Option<u8>,
     pub(crate) previous: Option<String>,
     continues: Option<Continues>,
+    fork: Option<Fork>,
     broken: Option<Break>,
 }
 
@@ -53,6 +54,7 @@ impl Made {
             fill: None,
             previous: None,
             continues: None,
+            fork: None,
             broken: None,
         }
     }
@@ -74,7 +76,7 @@ impl Made {
             previous: self.previous.clone(),
             broken: self.broken.take(),
             continues: self.continues.take(),
-            fork: None,
+            fork: self.fork.take(),
             head: None,
         };
         let (start, begun) = (self.place.offset, at(self.hour + 1));
@@ -105,7 +107,7 @@ impl Made {
         self.previous = Some(meta.digest);
     }
 
-    fn baseline(&mut self) {
+    pub(crate) fn baseline(&mut self) {
         let label = Label { source: SOURCE.into(), engine: self.engine, level: 1 };
         let folder = self.archive.store().path(SOURCE).unwrap();
         let mut pieces = vec![Ok(Bytes::from(vec![7; 9000]))].into_iter();
@@ -150,7 +152,7 @@ impl Made {
         self.archive.file_protection(SOURCE, &change).unwrap();
     }
 
-    fn next_timeline(&mut self, continues: bool) {
+    pub(crate) fn next_timeline(&mut self, continues: bool) {
         let (timeline, number) = (self.timeline, self.number);
         if continues {
             self.continues = Some(Continues { timeline, number });
@@ -161,6 +163,19 @@ impl Made {
         }
         (self.timeline, self.number) = (timeline + 1, 0);
         self.place = Position::new("log.1", 0);
+    }
+
+    /// Goes back to the middle of a segment, and on from there in another timeline, which begins
+    /// where that segment does.
+    pub(crate) fn leave(&mut self, number: u64) {
+        let left = self.archive.segment(SOURCE, self.timeline, number).unwrap().meta().clone();
+        let (timeline, start) = (self.timeline, left.header.start);
+        let at = Position { offset: start.offset + 250, ..start.clone() };
+        self.fork = Some(Fork { timeline, number, at });
+        self.continues = Some(Continues { timeline, number: number - 1 });
+        (self.previous, self.place) = (left.header.previous, start);
+        self.hour = 12 * (number as i64 - 1);
+        (self.timeline, self.number) = (timeline + 1, 0);
     }
 
     pub(crate) fn options(&self, days: u32) -> Options {

@@ -76,17 +76,18 @@ fn a_sound_archive_has_no_findings_and_all_of_it_was_read() {
 }
 
 #[test]
-fn a_flipped_bit_anywhere_in_a_segment_is_found_in_that_segment() {
-    let made = six_days();
-    let path = path(&made, &segment(5));
+fn a_flipped_bit_in_any_byte_of_a_segment_is_found_in_that_segment() {
+    let mut made = Made::new(EngineKind::Mysql);
+    made.days(1);
+    let path = path(&made, &segment(1));
     let sound = std::fs::read(&path).unwrap();
-    for place in (0..sound.len()).step_by(7) {
+    for place in 0..sound.len() {
         let mut damaged = sound.clone();
-        damaged[place] ^= 0x10;
+        damaged[place] ^= 1 << (place % 8);
         std::fs::write(&path, &damaged).unwrap();
-        let found = findings(made.dir.path());
-        assert!(found.iter().any(|f| f.object == segment(5)), "at {place}: {found:#?}");
         let report = verify(&options(made.dir.path()), &|_, _| {}).unwrap();
+        let is_it = |f: &Finding| f.object == segment(1) && f.kind == Kind::Damaged;
+        assert!(report.findings.iter().any(is_it), "at {place}: {report:#?}");
         assert_eq!(report.check().unwrap_err().class(), Class::Corrupt);
     }
     std::fs::write(&path, &sound).unwrap();
@@ -110,6 +111,86 @@ fn damage_of_a_block_is_located_with_the_instants_that_are_lost() {
     let report = verify(&options(made.dir.path()), &|_, _| {}).unwrap();
     let text = report.text(Tz::UTC);
     assert!(text.contains("block 0 (2000 to 2500)") && text.contains("1 finding"), "{text}");
+}
+
+#[test]
+fn a_baseline_within_a_damaged_block_does_not_end_the_loss() {
+    let mut made = Made::new(EngineKind::Mysql);
+    made.days(2);
+    made.segment(true);
+    made.baseline();
+    (made.place.offset, made.hour) = (2250, 54);
+    made.baseline();
+    let path = path(&made, &segment(5));
+    let mut bytes = std::fs::read(&path).unwrap();
+    let frame = bytes.windows(4).position(|four| four == 0xFD2F_B528_u32.to_le_bytes()).unwrap();
+    bytes[frame + 9] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    let found = findings(made.dir.path());
+    assert_eq!(
+        found[0].lost,
+        Some(Lost { after: Some(at(48)), until: Some(at(60)) }),
+        "{found:#?}"
+    );
+}
+
+#[test]
+fn a_timeline_that_left_another_one_is_sound_and_its_damage_is_found() {
+    let forked = |spoil: fn(&mut Made)| {
+        let mut made = six_days();
+        made.leave(5);
+        spoil(&mut made);
+        made.days(2);
+        made
+    };
+    let first = names::segment(SOURCE, 2, 1);
+    let made = forked(|_| {});
+    assert_eq!(findings(made.dir.path()), []);
+
+    let spoils: [fn(&mut Made); 3] = [
+        |made| made.previous = Some("0".repeat(64)),
+        |made| made.place.offset += 100,
+        |made| made.place.gtids = "u:1-5".into(),
+    ];
+    for spoil in spoils {
+        let found = findings(forked(spoil).dir.path());
+        let chain = found.iter().find(|f| f.kind == Kind::Chain).unwrap();
+        assert_eq!(chain.object, first, "{found:#?}");
+        // The baseline behind the first segment of the new timeline.
+        let lost = Lost { after: Some(at(48)), until: Some(at(60)) };
+        assert_eq!(chain.lost, Some(lost), "{found:#?}");
+    }
+
+    let copy = path(&made, &first);
+    let sound = std::fs::read(&copy).unwrap();
+    let mut damaged = sound.clone();
+    let frame = sound.windows(4).position(|four| four == 0xFD2F_B528_u32.to_le_bytes()).unwrap();
+    damaged[frame + 9] ^= 1;
+    std::fs::write(&copy, damaged).unwrap();
+    let found = findings(made.dir.path());
+    assert_eq!((found[0].object.as_str(), found[0].block), (first.as_str(), Some(0)), "{found:#?}");
+    std::fs::write(&copy, sound).unwrap();
+
+    std::fs::remove_file(path(&made, &segment(4))).unwrap();
+    let found = findings(made.dir.path());
+    assert!(found.iter().any(|f| f.object == segment(4) && f.kind == Kind::Missing), "{found:#?}");
+}
+
+#[test]
+fn a_timeline_that_is_gone_is_missed_by_the_one_that_goes_on_from_it() {
+    let mut made = six_days();
+    made.next_timeline(true);
+    made.days(1);
+    let root = made.dir.path();
+    assert_eq!(findings(root), []);
+    std::fs::remove_dir_all(root.join(SOURCE).join("t0001")).unwrap();
+    let meta = crate::archive::read_meta(root).unwrap();
+    crate::reindex::reindex(root, &meta).unwrap();
+    let found = findings(root);
+    assert_eq!(found.len(), 1, "{found:#?}");
+    assert_eq!((found[0].object.as_str(), found[0].kind), (segment(12).as_str(), Kind::Missing));
+    // The baseline behind the first segment of the second timeline.
+    assert_eq!(found[0].lost, Some(Lost { after: None, until: Some(at(156)) }));
 }
 
 #[rstest]
@@ -208,6 +289,36 @@ fn damage_of_a_baseline_or_its_json_is_found() {
         std::fs::write(&path, &sound).unwrap();
     }
     assert_eq!(findings(made.dir.path()), []);
+}
+
+#[test]
+fn instants_are_lost_with_a_baseline_only_where_no_earlier_one_leads_to_them() {
+    let mut made = six_days();
+    made.next_timeline(true);
+    made.days(2);
+    made.next_timeline(false);
+    made.days(2);
+    let history = made.archive.history(SOURCE, EngineKind::Mysql).unwrap();
+    let hour = |hour| history.baselines.iter().find(|b| b.at == at(hour)).unwrap();
+    let cases = [
+        (12, Some(Lost { after: None, until: Some(at(36)) })),
+        (60, None),
+        // The first of the timeline that goes on, and the first behind a gap.
+        (156, None),
+        (204, Some(Lost { after: Some(at(204)), until: Some(at(228)) })),
+    ];
+    for (at, lost) in cases {
+        let name = baseline_name(hour(at));
+        for object in [name.clone(), format!("{name}.json")] {
+            let path = path(&made, &object);
+            let sound = std::fs::read(&path).unwrap();
+            std::fs::remove_file(&path).unwrap();
+            let found = findings(made.dir.path());
+            let named = found.iter().find(|f| f.object == format!("{name}.json")).unwrap();
+            assert_eq!((named.kind, named.lost), (Kind::Missing, lost), "{object}: {found:#?}");
+            std::fs::write(&path, sound).unwrap();
+        }
+    }
 }
 
 #[test]

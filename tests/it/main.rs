@@ -44,3 +44,4 @@ mod restore_choices;
 mod semi_sync;
 mod servers;
 mod support;
+mod verify;
