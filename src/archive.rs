@@ -559,7 +559,13 @@ pub fn log_head(store: &Local, reader: &mut SegmentReader) -> Result<Bytes> {
     // A log's segments follow one another: walk back to the one at its beginning.
     let is_begun = |header: &SegmentHeader| header.start.offset == 0 || header.head.is_some();
     while !is_begun(&header) && header.engine == EngineKind::Mysql && header.number > 1 {
-        let before = open_segment(store, &header.source, header.timeline, header.number - 1)?;
+        let (timeline, number) = (header.timeline, header.number - 1);
+        let before = open_segment(store, &header.source, timeline, number)?;
+        // One under the name of another would lead around in a circle.
+        if (before.meta().header.timeline, before.meta().header.number) != (timeline, number) {
+            let name = names::segment(&header.source, timeline, number);
+            return Err(Error::corrupt(format!("{name} has the header of another segment")));
+        }
         if before.meta().header.start.log != header.start.log {
             break;
         }
