@@ -1,6 +1,7 @@
 //! Each thing that can be wrong is made wrong once, and found where it is.
 
 use super::*;
+use crate::clock::Tz;
 use crate::prune::tests::{Made, SOURCE, at, three_times};
 use rstest::rstest;
 use std::path::Path;
@@ -193,9 +194,11 @@ fn a_timeline_that_is_gone_is_missed_by_the_one_that_goes_on_from_it() {
     assert_eq!(found[0].lost, Some(Lost { after: None, until: Some(at(156)) }));
 }
 
+// A replay from within a log reads it from its beginning: only the baseline in log.2, of hour 132,
+// leads on where a segment of log.1 is gone.
 #[rstest]
-#[case::in_the_middle(5, Some(at(48)), Some(at(60)))]
-#[case::the_first(1, None, Some(at(12)))]
+#[case::in_the_middle(5, Some(at(48)), Some(at(132)))]
+#[case::the_first(1, None, Some(at(132)))]
 #[case::the_last(12, Some(at(132)), None)]
 fn a_segment_that_is_gone_is_named_with_the_instants_that_are_lost(
     #[case] number: u64,
