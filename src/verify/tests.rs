@@ -246,7 +246,7 @@ fn what_was_left_out_of_a_chain_that_was_signed_again_is_found() {
     // A hundred bytes, and in another archive a GTID, are missing between two segments.
     for spoil in
         [(|made: &mut Made| made.place.offset += 100) as fn(&mut Made), |made: &mut Made| {
-            made.place.gtids = "u:1-5".into()
+            made.place.gtids = "u:1-5".into();
         }]
     {
         let mut made = six_days();

@@ -32,7 +32,7 @@ async fn an_archive_is_sound_beside_its_daemon_and_damage_is_named_with_what_is_
         objects.retain(|object| object.contains("/seg-"));
         objects
     };
-    eventually("both sources have three sealed segments", Duration::from_secs(60), async || {
+    eventually("both sources have three sealed segments", Duration::from_mins(1), async || {
         (sealed("shop-mysql").len() > 2 && sealed("shop-redis").len() > 2).then_some(())
     })
     .await;
