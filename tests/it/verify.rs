@@ -32,7 +32,12 @@ async fn an_archive_is_sound_beside_its_daemon_and_damage_is_named_with_what_is_
         objects.retain(|object| object.contains("/seg-"));
         objects
     };
+    // However many of the rows above came at once, and so into one segment.
+    let mut n = 30;
     eventually("both sources have three sealed segments", Duration::from_mins(1), async || {
+        source.sql(&format!("INSERT INTO w.t VALUES ({n}, {})", random_literal(60_000))).await;
+        cache.cmd::<()>(&["SET", &format!("k{n}"), &"v".repeat(60_000)]).await;
+        n += 1;
         (sealed("shop-mysql").len() > 2 && sealed("shop-redis").len() > 2).then_some(())
     })
     .await;
