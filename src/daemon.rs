@@ -394,23 +394,27 @@ async fn stream(
         (capture, result)
     });
     let ended = {
+        // A writer that ended with an error stays in its handle until it is looked at, and with it
+        // the sender that `relay` hears: only its receiver is gone, and a source that is silent
+        // would not notice.
+        let to_writer = send.clone();
         let tail = caught(station.engine.tail(resume, send, durable.clone()));
         let relay = relay(station, durable);
         tokio::select! {
             ended = tail => ended,
             () = relay => Ok(()),
+            () = to_writer.closed() => Ok(()),
             () = until_set(stopped) => Ok(()),
         }
     };
     // The sender is gone with the tail: the writer takes what is left, and ends.
-    match writing.await {
-        Ok((capture, Ok(()))) => (ended, Some(capture)),
-        Ok((_, Err(error))) => (Err(error), None),
-        Err(panicked) => {
-            station.shared.broke_off();
-            (Err(Error::bug("the writer of segments panicked").source(panicked)), None)
-        }
-    }
+    let error = match writing.await {
+        Ok((capture, Ok(()))) => return (ended, Some(capture)),
+        Ok((_, Err(error))) => error,
+        Err(panicked) => Error::bug("the writer of segments panicked").source(panicked),
+    };
+    station.shared.broke_off();
+    (Err(error), None)
 }
 
 /// A panic as an error: a bug that one source comes upon must neither stop the others nor leave

@@ -1,4 +1,4 @@
-//! A source whose engine, or whose writer, panics.
+//! A source whose engine panics, or whose writer panics or gives up.
 
 use super::*;
 use crate::capture::Sealing;
@@ -9,12 +9,13 @@ use bytes::Bytes;
 
 /// Opens its stream, waits until that is taken, and then does what it is told to.
 #[derive(Debug)]
-#[allow(dead_code, reason = "the writer is made to panic where arithmetic is checked")]
 enum Faulty {
     /// The engine itself panics.
     Engine,
-    /// It hands over what makes the writer panic.
-    Writer,
+    /// It hands over what makes the writer panic: a record that ends before its chunk begins.
+    Panics,
+    /// It hands over what the writer does not take: bytes from another place of the log.
+    GivesUp,
 }
 
 impl Source for Faulty {
@@ -25,15 +26,24 @@ impl Source for Faulty {
         mut durable: watch::Receiver<Option<Position>>,
     ) -> Work<'_, ()> {
         Box::pin(async move {
-            // No log is so long: whoever adds to it overflows.
-            let at = Position::new("log", u64::MAX);
+            let at = Position::new("log", 100);
             let (server, continuity) = (Server::default(), Continuity::Begins);
             let opened = Captured::Opened { server, at, continuity, skew_micros: 0 };
             out.send(opened).await.unwrap();
             durable.wait_for(Option::is_some).await.unwrap();
-            assert!(matches!(self, Self::Writer), "the engine is faulty");
-            let chunk = Chunk { start: u64::MAX, bytes: vec![0], ..Chunk::default() };
-            drop(out.send(Captured::Chunk(chunk)).await);
+            let chunk = |start, whole: Option<u64>| {
+                let whole = whole.map(|whole| Position::new("log", whole));
+                Captured::Chunk(Chunk { start, bytes: vec![0], whole, ..Chunk::default() })
+            };
+            match self {
+                Self::Engine => panic!("the engine is faulty"),
+                Self::Panics => {
+                    // The first fills its segment, so that the second is to be divided.
+                    out.send(chunk(100, None)).await.unwrap();
+                    drop(out.send(chunk(101, Some(99))).await);
+                }
+                Self::GivesUp => drop(out.send(chunk(7, Some(8))).await),
+            }
             std::future::pending().await
         })
     }
@@ -62,8 +72,10 @@ impl Source for Faulty {
 
 #[rstest::rstest]
 #[case::engine(Faulty::Engine, "the engine is faulty")]
+#[case::writer_panics(Faulty::Panics, "panicked")]
+#[case::writer_gives_up(Faulty::GivesUp, "a chunk begins at 7")]
 #[tokio::test]
-async fn a_panic_is_an_error_of_its_source_and_nobody_calls_it_streaming(
+async fn what_breaks_a_capture_is_an_error_of_its_source_and_nobody_calls_it_streaming(
     #[case] faulty: Faulty,
     #[case] said: &str,
 ) {
@@ -72,7 +84,7 @@ async fn a_panic_is_an_error_of_its_source_and_nobody_calls_it_streaming(
     Archive::init(&root).unwrap();
     let label = Label { source: "shop".into(), engine: EngineKind::Redis, level: 1 };
     let shared = Arc::new(Shared::new());
-    let sealing = Sealing { max_bytes: 1 << 20, max_age: Duration::from_hours(1) };
+    let sealing = Sealing { max_bytes: 1, max_age: Duration::from_hours(1) };
     let capture = Capture::recover(&root, label.clone(), sealing, Arc::clone(&shared)).unwrap();
     let station = Station {
         options: SourceOptions {

@@ -1,3 +1,5 @@
+//! What is written comes back, block by block; what was damaged or torn never passes for whole.
+
 use super::format::{self, Entry, Footer, Head, Kind, PREFIX};
 use super::*;
 use crate::clock::Timestamp;

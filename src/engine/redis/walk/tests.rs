@@ -1,3 +1,5 @@
+//! Files that are walked: real ones, made-up ones, and broken ones.
+
 use super::*;
 use proptest::collection::vec;
 use proptest::prelude::*;
