@@ -634,7 +634,10 @@ impl Capture {
         }
         self.sync()?;
         self.unprotect("the stream ended")?;
-        if self.is_whole() { Ok(()) } else { self.seal() }
+        if !self.is_whole() {
+            self.seal()?;
+        }
+        self.forget_empty_log()
     }
 
     /// Gives the open segment its footer and its final name, and indexes it.

@@ -332,20 +332,26 @@ async fn supervise(
     mut stopped: watch::Receiver<bool>,
 ) -> Result<()> {
     let mut pause = PAUSE_MIN;
-    let mut capture = None;
+    let (mut capture, mut recalled): (Option<Capture>, _) = (None, None);
     while !*stopped.borrow() {
         let begun = Instant::now();
         let ready = match capture.take() {
-            Some(ready) => ready,
+            Some(ready) if ready.resume() == recalled => Ok(ready),
+            Some(ready) => recall(&station, ready).await,
             None => match recover(&station, &config).await {
-                Ok(ready) => ready,
-                Err(error) => {
-                    station.failed(&error);
-                    rest(&mut pause, &mut stopped).await;
-                    continue;
-                }
+                Ok(ready) => recall(&station, ready).await,
+                Err(error) => Err(error),
             },
         };
+        let ready = match ready {
+            Ok(ready) => ready,
+            Err(error) => {
+                station.failed(&error);
+                rest(&mut pause, &mut stopped).await;
+                continue;
+            }
+        };
+        recalled = ready.resume();
         let (ended, returned) = stream(&station, ready, &mut stopped).await;
         capture = returned;
         if *stopped.borrow() {
@@ -368,13 +374,16 @@ async fn supervise(
 async fn recover(station: &Arc<Station>, config: &Config) -> Result<Capture> {
     let (root, sealing) = (config.archive.clone(), config.sealing);
     let (label, shared) = (station.label.clone(), Arc::clone(&station.shared));
+    blocking(move || Capture::recover(&root, label, sealing, shared)).await
+}
+
+/// Tells the engine what the archive ends with.
+async fn recall(station: &Arc<Station>, capture: Capture) -> Result<Capture> {
     let (capture, last) = blocking(move || {
-        let capture = Capture::recover(&root, label, sealing, shared)?;
-        let last = capture.last_bytes()?;
+        let last = capture.recall()?;
         Ok((capture, last))
     })
     .await?;
-    let last = last.map(|(place, bytes)| (place, bytes.into()));
     station.engine.recall(capture.server(), last);
     Ok(capture)
 }

@@ -163,6 +163,20 @@ pub struct Server {
     pub version: String,
     /// What makes it this server: `server_uuid` of MySQL, run id of Redis.
     pub identity: String,
+    /// Whether a MySQL did not give every transaction a GTID (`gtid_mode` was not ON).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub anonymous: bool,
+}
+
+/// What an archive ends with, for an engine that is to go on behind it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recalled {
+    /// Where it ends.
+    pub place: Position,
+    /// Up to 64 KiB of the same log that it has directly before that place.
+    pub before: Bytes,
+    /// The last segment that has records: its first place, its last one, and how many they are.
+    pub last_records: Option<(Position, Position, u64)>,
 }
 
 /// How a stream that was just opened relates to what the archive has.

@@ -1,10 +1,11 @@
 //! Takes a capture up where a crash, or an orderly stop, left it.
 
 use super::Capture;
+use crate::archive::SegmentReader;
 use crate::durable;
 use crate::error::{Class, Context, Result};
 use crate::manifest::Break;
-use crate::position::Position;
+use crate::record::Recalled;
 use crate::reindex;
 use crate::segment::Reader;
 use std::fs::File;
@@ -15,32 +16,88 @@ use std::path::Path;
 /// the head of a transaction, which has its time.
 const RECALLED_BYTES: usize = 64 << 10;
 
-impl Capture {
-    /// Up to [`RECALLED_BYTES`] that the archive has directly before the place to go on from, as
-    /// far as they are in one block; `None` if there are none. Asked of a recovered capture.
-    pub fn last_bytes(&self) -> Result<Option<(Position, Vec<u8>)>> {
-        let Some(place) = self.end.clone() else { return Ok(None) };
-        let source = &self.label.source;
-        let mut number = self.next_number.saturating_sub(1);
-        // Segments that hold marks only have the same place at both ends.
-        while number > 0 {
-            let mut reader = match self.archive.segment(source, self.timeline, number) {
-                // The source has been idle for longer than its history is kept.
-                Err(error) if error.class() == Class::Gap => return Ok(None),
-                opened => opened?,
-            };
-            if !reader.meta().totals.end.is_same_place(&place) {
-                return Ok(None);
-            }
-            if let Some(last) = reader.blocks().iter().rposition(|block| block.raw_len > 0) {
-                let mut bytes = Vec::new();
-                reader.read_block(last, &mut bytes)?;
-                let bytes = bytes.split_off(bytes.len().saturating_sub(RECALLED_BYTES));
-                return Ok(Some((place, bytes)));
-            }
-            number -= 1;
+/// Puts in front of `bytes`, which begin at `from` in the log, up to `wanted` more of a segment.
+fn prepend(
+    bytes: &mut Vec<u8>,
+    reader: &mut SegmentReader,
+    mut from: u64,
+    mut wanted: usize,
+) -> Result<()> {
+    for index in (0..reader.blocks().len()).rev() {
+        let Some(block) = reader.blocks().get(index).filter(|block| block.raw_len > 0) else {
+            continue;
+        };
+        if block.end() != from || wanted == 0 {
+            return Ok(());
         }
-        Ok(None)
+        from = block.start;
+        let mut more = Vec::new();
+        reader.read_block(index, &mut more)?;
+        let mut more = more.split_off(more.len().saturating_sub(wanted));
+        wanted -= more.len();
+        more.append(bytes);
+        *bytes = more;
+    }
+    Ok(())
+}
+
+impl Capture {
+    /// What the archive has directly before the place to go on from; `None` if it has nothing of
+    /// this timeline. Asked between two streams.
+    pub fn recall(&self) -> Result<Option<Recalled>> {
+        let Some(place) = self.end.clone() else { return Ok(None) };
+        let mut before = Vec::new();
+        let mut last_records = None;
+        let newest = self.next_number - u64::from(self.open.is_none());
+        for number in (1..=newest).rev() {
+            let wanted = RECALLED_BYTES.saturating_sub(before.len());
+            let from = place.offset.saturating_sub(before.len() as u64);
+            let meta = if wanted > 0 && from > 0 {
+                let reader = self.archive.segment(&self.label.source, self.timeline, number);
+                let mut reader = match reader {
+                    // The source has been idle for longer than its history is kept.
+                    Err(error) if error.class() == Class::Gap => break,
+                    opened => opened?,
+                };
+                if reader.meta().header.start.log == place.log {
+                    prepend(&mut before, &mut reader, from, wanted)?;
+                }
+                reader.meta().clone()
+            } else {
+                // Only its row is needed.
+                let source = &self.label.source;
+                let row = self.archive.catalog().segments_from(source, self.timeline, number, 1)?;
+                // As above: the oldest ones are gone.
+                let Some(row) = row.into_iter().find(|row| row.header.number == number) else {
+                    break;
+                };
+                row
+            };
+            let (start, totals) = (meta.header.start, meta.totals);
+            if totals.records > 0 {
+                last_records.get_or_insert((start.clone(), totals.end, totals.records));
+            }
+            let is_all = before.len() >= RECALLED_BYTES || start.log != place.log;
+            if is_all && last_records.is_some() {
+                break;
+            }
+        }
+        let is_nothing = before.is_empty() && last_records.is_none();
+        Ok((!is_nothing).then(|| Recalled { place, before: before.into(), last_records }))
+    }
+
+    /// A log of which nothing was stored is not begun: the next stream goes on at the end of the
+    /// one before, where there is something to compare.
+    pub(super) fn forget_empty_log(&mut self) -> Result<()> {
+        if self.open.is_some() || self.end.as_ref().is_none_or(|end| end.offset > 0) {
+            return Ok(());
+        }
+        let last = self.archive.catalog().last_segment(&self.label.source, self.timeline)?;
+        let Some(last) = last.filter(|last| last.header.number + 1 == self.next_number) else {
+            return Ok(());
+        };
+        self.end = Some(last.totals.end);
+        Ok(())
     }
 
     /// Removes what was being written under a temporary name.

@@ -32,7 +32,8 @@ use crate::error::Result;
 use crate::manifest::{BaselineMeta, EngineKind};
 use crate::position::Position;
 use crate::record::{
-    Applied, BaselineTaken, Captured, Cut, OpenBaseline, OpenLog, Parse, Piece, Server, TimeSource,
+    Applied, BaselineTaken, Captured, Cut, OpenBaseline, OpenLog, Parse, Piece, Recalled, Server,
+    TimeSource,
 };
 use bytes::Bytes;
 use std::fmt;
@@ -69,7 +70,7 @@ pub trait Source: Send + Sync + fmt::Debug {
     /// Tells what the archive ends with: the server that it came from, and the bytes directly
     /// before the place where the next stream is to go on. With it, an engine can tell a log from
     /// another one that looks the same from outside.
-    fn recall(&self, _server: &Server, _last: Option<(Position, Bytes)>) {}
+    fn recall(&self, _server: &Server, _last: Option<Recalled>) {}
 
     /// Reads where the log ends now. Leaves `name` there in the log itself, if the engine can do
     /// that without changing data, and the account may.
@@ -214,6 +215,11 @@ pub struct Needs {
     pub origins: Vec<u32>,
     /// Identities of all servers that were ever captured: never a target.
     pub sources: Vec<String>,
+    /// Whether some of the transactions that are replayed have no GTIDs, although the engine may
+    /// have them; and whether some have.
+    pub anonymous: bool,
+    /// See [`Self::anonymous`].
+    pub named: bool,
 }
 
 /// What a target tells of a baseline while it loads it.

@@ -14,7 +14,7 @@ use crate::engine::SourceOptions;
 use crate::engine::mysql;
 use crate::engine::place::{Found, Place, find as walk};
 use crate::error::{Error, Result};
-use crate::manifest::{BaselineMeta, NamedMark, PlacedLandmark, SegmentMeta};
+use crate::manifest::{BaselineMeta, EngineKind, NamedMark, PlacedLandmark, SegmentMeta};
 use crate::plan::{self, History};
 use crate::position::Position;
 use crate::record::{Landing, Piece};
@@ -80,8 +80,16 @@ impl Search<'_> {
                 _ => self.completing(timeline, &place)?,
             };
             if let Some(segment) = segment {
+                if matches!(place, Place::State(_)) && is_nameless(&segment) {
+                    return Err(self.nameless(&segment));
+                }
                 return self.in_segment(&segment, &place);
             }
+        }
+        if !matches!(place, Place::Offset { .. })
+            && let Some(newest) = self.newest()?.filter(is_nameless)
+        {
+            return Err(self.nameless(&newest));
         }
         self.history
             .baselines
@@ -369,19 +377,42 @@ impl Search<'_> {
         Error::gap(why).hint(hint(&nearest)).nearest(nearest)
     }
 
+    /// The refusal of GTIDs where transactions have none.
+    fn nameless(&self, segment: &SegmentMeta) -> Error {
+        let end = segment.totals.end.to_string();
+        Error::gap(format!(
+            "{} names no place in the log of {}: transactions there have no GTIDs",
+            self.text, self.source.name
+        ))
+        .hint(format!("name a binlog file and an offset, such as {end}, or an instant with --to"))
+        .nearest(vec![end])
+    }
+
     /// Where the newest timeline ends.
     fn end(&self) -> Result<Option<Position>> {
+        Ok(self.newest()?.map(|segment| segment.totals.end))
+    }
+
+    /// The last segment of the newest timeline.
+    fn newest(&self) -> Result<Option<SegmentMeta>> {
         let source = &self.source.name;
         let newest = self.history.timelines.iter().map(|(timeline, _)| *timeline).max();
         let Some(newest) = newest else { return Ok(None) };
         let open = self.archive.open_segments(source)?;
         let open = open.into_iter().rfind(|segment| segment.header.timeline == newest);
-        let last = match open {
-            Some(open) => Some(open),
-            None => self.archive.catalog().last_segment(source, newest)?,
-        };
-        Ok(last.map(|segment| segment.totals.end))
+        match open {
+            Some(open) => Ok(Some(open)),
+            None => self.archive.catalog().last_segment(source, newest),
+        }
     }
+}
+
+/// Whether a segment's transactions, or some of them, have no GTIDs although their engine has them.
+fn is_nameless(segment: &SegmentMeta) -> bool {
+    let (header, totals) = (&segment.header, &segment.totals);
+    let names = || mysql::names(&header.start, &totals.end, totals.records);
+    header.engine == EngineKind::Mysql
+        && (header.server.anonymous || names().is_none_or(|names| names.anonymous))
 }
 
 /// A cut is found by the name of its file when the log is replayed: the name must be the only one.

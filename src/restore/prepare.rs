@@ -7,7 +7,7 @@ use super::place::Search;
 use super::{Goal, Job, Options, Plan};
 use crate::archive::{Archive, reading};
 use crate::clock::Timestamp;
-use crate::engine::{Destination, Expiry, Needs, SourceOptions};
+use crate::engine::{Destination, Expiry, Needs, SourceOptions, mysql};
 use crate::error::{Class, Context, Error, Result};
 use crate::manifest::{BaselineMeta, EngineKind, SegmentMeta};
 use crate::plan::{self, History};
@@ -237,9 +237,17 @@ fn refuse_jointly(histories: &[History], at: Timestamp) -> Result<()> {
 fn needs(archive: &Archive, baseline: &BaselineMeta, segments: &[SegmentMeta]) -> Result<Needs> {
     let mut needs = Needs { version: baseline.server.version.clone(), ..Needs::default() };
     for segment in segments {
+        let (from, to) = (&segment.header.start, &segment.totals.end);
+        if segment.header.engine == EngineKind::Mysql {
+            let names = mysql::names(from, to, segment.totals.records);
+            needs.anonymous |= names.is_none_or(|names| names.anonymous);
+            needs.named |= names.is_none_or(|names| names.named);
+        }
         needs.version.clone_from(&segment.header.server.version);
         needs.origins.extend(&segment.totals.origins);
     }
+    // Nothing is replayed, or next to nothing: then what the source was decides.
+    needs.anonymous |= baseline.server.anonymous && !needs.named;
     needs.origins.sort_unstable();
     needs.origins.dedup();
     for (source, _) in archive.catalog().sources()? {

@@ -43,7 +43,7 @@ fn header(number: u64, start: u64) -> SegmentHeader {
         archive: "3f0c2c1a-6a52-4f6e-9f0e-0a4c6f1f2b11".into(),
         source: "shop-mysql".into(),
         engine: EngineKind::Mysql,
-        server: Server { version: "9.7.4".into(), identity: "7d0e".into() },
+        server: Server { version: "9.7.4".into(), identity: "7d0e".into(), anonymous: false },
         timeline: 1,
         number,
         start: place(start),

@@ -27,6 +27,7 @@ mod damage;
 mod digest;
 mod events;
 mod export;
+mod gtidless;
 mod independent_reader;
 mod instants;
 mod interrupted;

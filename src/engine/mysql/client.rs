@@ -3,8 +3,10 @@
 //! It asks nothing that needs an answer to think about; that goes over [`super::sql`]. The dump
 //! is `COM_BINLOG_DUMP_GTID` with a file name, a 64-bit position and an empty set, which begins
 //! exactly at that byte (MySQL manual, "COM_BINLOG_DUMP_GTID"; `sql/rpl_binlog_sender.cc`).
-//! MariaDB has `COM_BINLOG_DUMP` with 32 bits, and changes the events for replicas that do not
-//! say that they know all of them (`@mariadb_slave_capability`; `sql/sql_repl.cc`).
+//! A MySQL takes that only with `gtid_mode=ON`; without, `COM_BINLOG_DUMP` with 32 bits has to do,
+//! which is enough for the beginnings of files. MariaDB has only that one, and changes the events
+//! for replicas that do not say that they know all of them (`@mariadb_slave_capability`;
+//! `sql/sql_repl.cc`).
 
 use super::auth::{self, ServerError};
 use super::flavor::Flavor;
@@ -71,14 +73,15 @@ impl Client {
         self.command(&command).await
     }
 
-    /// Registers as a replica and asks for the binlog from `position` of `file` on. With
-    /// `semi_sync`, the source may wait for answers: see [`super::semisync`].
+    /// Registers as a replica and asks for the binlog from `position` of `file` on, by the old
+    /// command where the source does not take the new one (it is not `named`). With `semi_sync`,
+    /// the source may wait for answers: see [`super::semisync`].
     ///
     /// # Errors
     /// As the server says. That it cannot dump from there comes with the first fragment only.
     pub(crate) async fn dump(
         mut self,
-        flavor: Flavor,
+        (flavor, named): (Flavor, bool),
         replica: &Replica,
         file: &str,
         position: u64,
@@ -109,12 +112,13 @@ impl Client {
         register.extend_from_slice(&[0; 3 + 2 + 4 + 4]);
         self.command(&register).await?;
 
-        let dump = if flavor.is_maria() {
+        let dump = if flavor.is_maria() || !named {
             let position = u32::try_from(position)
                 .map_err(|_| Error::bug(format!("dump {file}:{position}, beyond 32 bits")))?;
             let mut dump = vec![COM_BINLOG_DUMP];
             dump.extend_from_slice(&position.to_le_bytes());
-            dump.extend_from_slice(&SEND_ANNOTATE_ROWS.to_le_bytes());
+            let flags = if flavor.is_maria() { SEND_ANNOTATE_ROWS } else { USE_HEARTBEAT_V2 };
+            dump.extend_from_slice(&flags.to_le_bytes());
             dump.extend_from_slice(&id);
             dump.extend_from_slice(file.as_bytes());
             dump

@@ -8,6 +8,9 @@
 //! file, heartbeats, and a FORMAT_DESCRIPTION that does not make a replica drop temporary tables
 //! when it comes to a file again (`created`), nor take the file for one that was never closed.
 //!
+//! Where not all transactions have GTIDs, the stream begins at the byte that the replica asks for,
+//! be it between two records or, when it connects again, in one.
+//!
 //! **Invariant:** of a record behind the cut no byte is sent; the decision stands before its
 //! first event.
 
@@ -31,8 +34,21 @@ use tokio::sync::{mpsc, watch};
 
 /// How much is collected before it is written, in bytes.
 const WRITE_BYTES: usize = 512 << 10;
+/// Where an event's head says where it ends in its file.
+const LOG_POS_AT: usize = 13;
 /// Where the flags stand in an event's head.
 const FLAGS_AT: usize = 17;
+
+/// Whether a FORMAT_DESCRIPTION is sent again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Repeated {
+    /// It comes as it stands in the file.
+    No,
+    /// At the beginning of its file.
+    Here,
+    /// Before what stands further on in its file.
+    Elsewhere,
+}
 
 /// How a replica wants the stream.
 #[derive(Debug, Clone, Copy)]
@@ -167,7 +183,7 @@ impl<'a> Dump<'a> {
             ))));
         }
         if !self.told.started {
-            self.start().map_err(Ended::Fatal)?;
+            self.start_at_end().map_err(Ended::Fatal)?;
         }
         self.flush().await?;
         Ok(left_out)
@@ -195,7 +211,17 @@ impl<'a> Dump<'a> {
 
     /// The log goes on at `at`.
     fn open(&mut self, at: &Position, head: &Bytes) -> Result<Step> {
+        let ended_there = self.stands_where_asked();
         let at_cut = self.walk.open(at, head)?;
+        if self.walk.joined && self.by_place() {
+            return Err(Error::refused(format!(
+                "the archive goes on at {at} on another server: there, places do not tell \
+                 transactions without GTIDs apart"
+            ))
+            .hint("take a new baseline behind that, and restore from there"));
+        }
+        // A file that a killed source wrote may end there, without an event behind it.
+        self.told.started |= ended_there && self.walk.is_at_file_start();
         if self.told.started && self.walk.is_at_file_start() {
             self.rotate()?;
         } else if self.told.started && self.walk.joined {
@@ -234,6 +260,7 @@ impl<'a> Dump<'a> {
             }
             self.muted = head.kind == kind::MARIA_ANNOTATE_ROWS && !self.form.annotations;
             match begins {
+                _ if self.by_place() => self.told.sending = self.told.started || self.arrives()?,
                 Some(event) => self.begin_record(event)?,
                 None if !self.walk.is_open() => self.told.sending = self.told.started,
                 None => {}
@@ -241,20 +268,74 @@ impl<'a> Dump<'a> {
         }
         // The file's checksum is known only when its FORMAT_DESCRIPTION was gone over.
         let at_cut = self.walk.take(part)?;
+        if self.by_place() && u32::try_from(self.walk.track()?.offset).is_err() {
+            return Err(Error::refused(format!(
+                "{}: without GTIDs, a replica cannot tell a place beyond 4 GiB",
+                self.walk.place()
+            ))
+            .hint("restore with --apply sql"));
+        }
         if self.told.sending && !self.muted {
             self.emit(part)?;
         }
         Ok(at_cut)
     }
 
+    /// Whether the replica is served by places.
+    fn by_place(&self) -> bool {
+        matches!(self.has, Held::Before(_))
+    }
+
+    /// Whether the walk stands at the place that the replica asked for.
+    fn stands_where_asked(&self) -> bool {
+        let (Held::Before(place), Ok(track)) = (&self.has, self.walk.track()) else { return false };
+        track.log == place.log && track.offset == place.offset.max(MAGIC.len() as u64)
+    }
+
+    /// Whether the walk has come to the place that the replica asked for: an event begins there.
+    /// Then the replica is told so.
+    fn arrives(&mut self) -> Result<bool> {
+        let (Held::Before(place), track) = (&self.has, self.walk.track()?) else {
+            return Ok(false);
+        };
+        let at = place.offset.max(MAGIC.len() as u64);
+        if track.log != place.log || track.offset < at {
+            return Ok(false);
+        }
+        if track.offset > at {
+            return Err(track.corrupt(&format!("the target asks for {place}, within an event")));
+        }
+        self.told.started = true;
+        self.rotate_to(at)?;
+        if at > MAGIC.len() as u64 {
+            // The file's own one comes by itself otherwise.
+            let format = self.walk.format.clone();
+            self.format(&format, Repeated::Elsewhere)?;
+        }
+        Ok(true)
+    }
+
+    /// Everything up to the cut was walked over, and nothing of it was sent.
+    fn start_at_end(&mut self) -> Result<()> {
+        if !self.by_place() {
+            return self.start();
+        }
+        let empty = self.walk.format.is_empty();
+        if empty || self.arrives()? {
+            return Ok(());
+        }
+        let what = format!("the target asks for {}, which is not in the archive", self.has);
+        Err(self.walk.track()?.corrupt(&what))
+    }
+
     /// A transaction begins: does the replica need it?
     fn begin_record(&mut self, event: &GtidEvent) -> Result<()> {
         let Some(gtid) = event.gtid else {
             return Err(Error::refused(format!(
-                "{} transactions have no GTID: they cannot be replayed by auto-position",
+                "{} transactions have no GTID: they cannot be replayed by GTIDs",
                 self.walk.place()
             ))
-            .hint("set gtid_mode = ON on the source, and take a new baseline"));
+            .hint("restore with --apply sql into a server that is empty"));
         };
         self.told.sending = !self.has.has(gtid);
         if self.told.sending && !self.told.started {
@@ -277,7 +358,7 @@ impl<'a> Dump<'a> {
         }
         let format = self.walk.format.clone();
         self.rotate()?;
-        self.format(&format, true)?;
+        self.format(&format, Repeated::Here)?;
         let previous = self.walk.previous.clone();
         if !previous.is_empty() {
             self.put_event(&previous)?;
@@ -288,22 +369,35 @@ impl<'a> Dump<'a> {
 
     /// The made-up ROTATE before each file.
     fn rotate(&mut self) -> Result<()> {
+        self.rotate_to(MAGIC.len() as u64)
+    }
+
+    fn rotate_to(&mut self, position: u64) -> Result<()> {
         let log = self.walk.track()?.log.clone();
-        let position = MAGIC.len() as u64;
         let rotate = event::artificial_rotate(self.server_id, &log, position, self.told.checksum);
         self.told.rotated = None;
         self.put_event(&rotate)
     }
 
     /// FORMAT_DESCRIPTION as it goes over the wire.
-    fn format(&mut self, stored: &[u8], again: bool) -> Result<()> {
+    fn format(&mut self, stored: &[u8], repeated: Repeated) -> Result<()> {
         self.told.checksum = FormatDescription::parse(stored)?.checksum;
         let mut format = stored.to_vec();
         if let Some(flags) = format.get_mut(FLAGS_AT) {
             *flags &= !(flag::IN_USE as u8);
         }
-        if again && let Some(created) = format.get_mut(FDE_CREATED_AT..FDE_CREATED_AT + 4) {
+        if repeated != Repeated::No
+            && let Some(created) = format.get_mut(FDE_CREATED_AT..FDE_CREATED_AT + 4)
+        {
             created.fill(0);
+        }
+        if repeated == Repeated::Elsewhere
+            && let Some(log_pos) = format.get_mut(LOG_POS_AT..LOG_POS_AT + 4)
+        {
+            // Else the replica would take it for a part of the file behind its place.
+            log_pos.fill(0);
+        }
+        if repeated != Repeated::No {
             event::renew_crc(&mut format);
         }
         self.put_event(&format)
@@ -312,7 +406,7 @@ impl<'a> Dump<'a> {
     fn emit(&mut self, part: &Part) -> Result<()> {
         if let Some(head) = &part.head {
             match head.kind {
-                kind::FORMAT_DESCRIPTION => return self.format(&part.bytes, false),
+                kind::FORMAT_DESCRIPTION => return self.format(&part.bytes, Repeated::No),
                 kind::ROTATE => {
                     let checksum = self.walk.track()?.checksum;
                     let next = Rotate::parse(body(&part.bytes, checksum)?)?;

@@ -3,10 +3,10 @@
 //! **Invariant:** transactions are found by the same rules by which they were captured, checksums
 //! included; what the walk cannot prove to be a boundary is none.
 
-use super::event::GtidEvent;
 use super::executed::Executed;
 use super::locate::Walk;
 use super::stream::End;
+use super::walk::landing;
 use crate::clock::Timestamp;
 use crate::engine::place::{Found, Place, parse_offset};
 use crate::error::{Error, Result};
@@ -65,6 +65,27 @@ pub(crate) fn difference(place: &str, executed: &str) -> Result<(String, String)
     Ok((wanted.subtract(&executed).to_string(), more))
 }
 
+/// Whether transactions have GTIDs, of those that came between two places.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Names {
+    /// Some have.
+    pub(crate) named: bool,
+    /// Some have not.
+    pub(crate) anonymous: bool,
+}
+
+/// Which of `records` transactions from one place to another have GTIDs: as many as there are more
+/// of them at the end. Those of MariaDB all have. `None` if that makes no sense.
+pub(crate) fn names(from: &Position, to: &Position, records: u64) -> Option<Names> {
+    let (from, to) = (executed(from).ok()?, executed(to).ok()?);
+    let named = match (&to, from.is_subset(&to)) {
+        (Executed::Maria(_), _) => records,
+        (Executed::MySql(_), true) => to.subtract(&from).count()?,
+        (Executed::MySql(_), false) => return None,
+    };
+    Some(Names { named: named > 0, anonymous: named < records })
+}
+
 fn executed(position: &Position) -> Result<Executed> {
     position.gtids.parse().map_err(|error: Error| {
         Error::corrupt(format!("archived position {position}")).source(error)
@@ -109,14 +130,14 @@ pub(crate) fn find(
                 }
             };
             if arrived && matches!(place, Place::Offset { offset, .. } if *offset == end) {
-                let last = ended.map(landing).or(before);
+                let last = ended.map(|event| landing(&event, &from.log, begin)).or(before);
                 return Ok(Some(boundary(end, last, executed())));
             }
             if arrived {
-                let record = ended.map(landing);
+                let record = ended.map(|event| landing(&event, &from.log, begin));
                 return Ok(Some(Found { begin, end, record, before, executed: executed() }));
             }
-            before = ended.map(landing).or(before);
+            before = ended.map(|event| landing(&event, &from.log, begin)).or(before);
             begin = end;
         }
     }
@@ -159,11 +180,6 @@ pub fn find_late(
 
 fn boundary(at: u64, before: Option<Landing>, executed: String) -> Found {
     Found { begin: at, end: at, record: None, before, executed }
-}
-
-fn landing(event: GtidEvent) -> Landing {
-    let position = event.gtid.map_or_else(|| "anonymous".into(), |gtid| gtid.to_string());
-    Landing { position, at: event.immediate_commit_ts }
 }
 
 #[cfg(test)]

@@ -5,6 +5,8 @@
 //!
 //! **Invariant:** a place is continued only if the same server still has that file at least that
 //! long and has executed everything that was archived; everything else is a break, with a reason.
+//! Without GTIDs, what was executed proves nothing: the file is always walked through, and the bytes
+//! before the place have to be those that were archived.
 
 use super::executed::Executed;
 use super::flavor::{Family, Flavor};
@@ -53,6 +55,10 @@ pub(crate) struct Facts {
     pub(crate) purged: Executed,
     /// The file that it writes, and how far.
     pub(crate) current: (String, u64),
+    /// Whether every transaction gets a GTID (`gtid_mode=ON`), as with MariaDB always.
+    pub(crate) named: bool,
+    /// How often it was told to RESET something since it was started. Only compared.
+    pub(crate) resets: u64,
     /// How far its clock is ahead of this host's, in µs; negative if it is behind.
     pub(crate) skew_micros: i64,
     /// The statement that shows the current file.
@@ -73,10 +79,13 @@ pub(crate) async fn look(conn: &mut Conn, peer: &str) -> Result<Facts> {
         return Err(Error::refused(format!("{peer} writes no binary log"))
             .hint("start the server with log_bin on"));
     }
+    let (mut named, mut resets) = (true, 0);
     if flavor.is_maria() {
         check_maria(conn, peer).await?;
     } else {
-        check_gtid_mode(conn, peer).await?;
+        // Before anything else is looked at: a RESET that comes later shows.
+        resets = self::resets(conn, peer).await?;
+        named = gives_gtids(conn, peer).await?;
         check_logs_all(conn, peer).await?;
     }
     let identity = identity(conn, peer, flavor).await?;
@@ -102,6 +111,8 @@ pub(crate) async fn look(conn: &mut Conn, peer: &str) -> Result<Facts> {
         executed,
         purged,
         current,
+        named,
+        resets,
         skew_micros,
         status,
         files,
@@ -122,17 +133,17 @@ async fn check_logs_all(conn: &mut Conn, peer: &str) -> Result<()> {
     ))
 }
 
-async fn check_gtid_mode(conn: &mut Conn, peer: &str) -> Result<()> {
+/// Whether every transaction of a MySQL gets a GTID.
+pub(crate) async fn gives_gtids(conn: &mut Conn, peer: &str) -> Result<bool> {
     let (mode,): (String,) = sql::row(conn, peer, "SELECT @@GLOBAL.gtid_mode").await?;
-    if mode == "ON" {
-        return Ok(());
-    }
-    let refused = Error::refused(format!("{peer} has gtid_mode={mode}, which must be ON"));
-    Err(refused.hint(
-        "run: SET PERSIST enforce_gtid_consistency=ON; SET PERSIST gtid_mode=OFF_PERMISSIVE; \
-         SET PERSIST gtid_mode=ON_PERMISSIVE; then, when Ongoing_anonymous_transaction_count \
-         is 0: SET PERSIST gtid_mode=ON",
-    ))
+    Ok(mode == "ON")
+}
+
+/// How often a MySQL was told to RESET something: its log, among other things.
+async fn resets(conn: &mut Conn, peer: &str) -> Result<u64> {
+    let (_, times): (String, u64) =
+        sql::row(conn, peer, "SHOW GLOBAL STATUS LIKE 'Com_reset'").await?;
+    Ok(times)
 }
 
 /// What a MariaDB must not have switched on. A dump from the middle of an encrypted file has an
@@ -252,8 +263,18 @@ pub(crate) enum Start {
     },
 }
 
-/// Decides where to begin. `same` is the identity of the server that the place is known to be of,
-/// as far as this process knows.
+/// What is known of the server that the place asked for is of.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Known<'a> {
+    /// Its identity, if this process has read that place from it.
+    pub(crate) same: Option<&'a str>,
+    /// Its identity as the archive has it.
+    pub(crate) archived: Option<&'a str>,
+    /// Whether the archive ends with transactions without GTIDs.
+    pub(crate) anonymous: bool,
+}
+
+/// Decides where to begin.
 ///
 /// With MariaDB, SQL proves little: another identity may be the same data, and a sequence number
 /// that went back need not be a loss. Whatever SQL leaves open there, the walk has to prove.
@@ -265,7 +286,7 @@ pub(crate) async fn decide(
     peer: &str,
     facts: &Facts,
     resume: Option<Position>,
-    same: Option<&str>,
+    known: Known<'_>,
 ) -> Result<Start> {
     let Some(at) = resume else { return Ok(Start::Begin { broken: None }) };
     let gtids: Executed = at
@@ -274,7 +295,9 @@ pub(crate) async fn decide(
         .map_err(|error: Error| Error::corrupt(format!("archived position {at}")).source(error))?;
     let broken = |reason: String| Ok(Start::Begin { broken: Some(reason) });
     let maria = facts.flavor.is_maria();
-    if let Some(identity) = same
+    let anonymous = known.anonymous || !facts.named;
+    let same = known.same.filter(|_| !anonymous);
+    if let Some(identity) = if anonymous { known.archived } else { same }
         && identity != facts.identity
         && !maria
     {
@@ -289,6 +312,11 @@ pub(crate) async fn decide(
         let lost = gtids.subtract(&facts.executed);
         return broken(if !lost.is_empty() {
             not_executed(peer, &lost)
+        } else if index.is_none() && is_behind(&facts.current.0, &at.log) {
+            format!(
+                "{peer} has no {} any more and writes to {}: it was reset, or restored from a backup",
+                at.log, facts.current.0
+            )
         } else if index.is_none() {
             format!("{peer} has purged {} before all of it was captured", at.log)
         } else {
@@ -322,6 +350,12 @@ pub(crate) async fn decide(
         (true, _) => Start::Middle { at, gtids },
         (false, _) => Start::Walk { at, gtids },
     })
+}
+
+/// Whether a file stands before another one, by their numbers.
+fn is_behind(file: &str, other: &str) -> bool {
+    let number = |name: &str| name.rsplit_once('.')?.1.parse::<u64>().ok();
+    matches!((number(file), number(other)), (Some(file), Some(other)) if file < other)
 }
 
 /// Finds where to go on in the log of another server than the archive ends with.
@@ -470,6 +504,27 @@ impl<'a> Aside<'a> {
             let executed = executed(&mut conn, &peer, facts.flavor).await?;
             self.conn = Some(conn);
             Ok(executed)
+        };
+        match tokio::time::timeout(ASIDE_TIMEOUT, ask).await {
+            Ok(answer) => answer,
+            Err(_) => Err(Error::unavailable(format!("{peer}: no answer in time"))),
+        }
+    }
+
+    /// How often the source was told to RESET something.
+    ///
+    /// # Errors
+    /// Unavailable, if there is no answer in time; the next question gets a new connection.
+    pub(crate) async fn resets(&mut self) -> Result<u64> {
+        let peer = self.endpoint.to_string();
+        let ask = async {
+            let mut conn = match self.conn.take() {
+                Some(conn) => conn,
+                None => sql::connect(self.endpoint).await?,
+            };
+            let resets = resets(&mut conn, &peer).await?;
+            self.conn = Some(conn);
+            Ok(resets)
         };
         match tokio::time::timeout(ASIDE_TIMEOUT, ask).await {
             Ok(answer) => answer,

@@ -36,8 +36,8 @@ mod timing;
 pub mod fuzz;
 
 pub use client::knock;
-pub(crate) use find::difference;
 pub use find::find_late;
+pub(crate) use find::{difference, names};
 pub(in crate::engine) use find::{find, is_executed, parse_place};
 pub(in crate::engine) use flavor::times;
 pub use shape::{Shape, file_head};

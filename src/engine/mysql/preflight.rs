@@ -97,7 +97,7 @@ pub(super) async fn running(
         return Err(Error::refused(format!("{at} is a source of this archive ({identity})"))
             .hint("restore into another server; a source is never written to"));
     }
-    let server = Server { version, identity };
+    let server = Server { version, identity, anonymous: false };
     let way = match source.family {
         Family::MySql => check_mysql(conn, needs, asked, server_id, at, clean).await?,
         Family::MariaDb => check_maria(conn, source, needs, asked, server_id, at, clean).await?,
@@ -120,6 +120,7 @@ async fn check_mysql(
     let settings = settings(conn, at).await?;
     let facts = Facts {
         has_gtids: settings.gtid_mode == "ON",
+        anonymous: needs.anonymous,
         scheduler_on: settings.scheduler == "ON",
         lacks_to_replicate: baseline::missing_privileges(conn, &way::TO_REPLICATE).await?,
         lacks_to_run: baseline::missing_privileges(conn, &way::TO_RUN).await?,
@@ -132,7 +133,7 @@ async fn check_mysql(
     let way = Way::choose(asked, &facts, at)?;
     if !way.sql {
         check_server_id(server_id, needs, "SET PERSIST", at)?;
-        settings.check_gtids(at)?;
+        settings.check_gtids(at, needs)?;
     }
     settings.check_writable(at)?;
     Ok(way)
@@ -156,6 +157,7 @@ async fn check_maria(
     };
     let facts = Facts {
         has_gtids: true,
+        anonymous: false,
         scheduler_on: has("event_scheduler", "ON"),
         lacks_to_replicate: baseline::missing_privileges(conn, &way::MARIA_TO_REPLICATE).await?,
         lacks_to_run: baseline::missing_privileges(conn, &way::MARIA_TO_RUN).await?,
@@ -202,7 +204,7 @@ fn check_server_id(server_id: u32, needs: &Needs, set: &str, at: &str) -> Result
 /// Looks for the program that fills a folder. Gives it, and its version.
 pub(super) async fn folder(needs: &Needs, source: Flavor) -> Result<(String, Server)> {
     let (program, version) = server_program(needs, source).await?;
-    Ok((program, Server { version, identity: String::new() }))
+    Ok((program, Server { version, ..Server::default() }))
 }
 
 /// The first program on PATH that fits.
@@ -348,8 +350,11 @@ async fn settings(conn: &mut Conn, at: &str) -> Result<Settings> {
 }
 
 impl Settings {
-    fn check_gtids(&self, at: &str) -> Result<()> {
+    fn check_gtids(&self, at: &str, needs: &Needs) -> Result<()> {
         let Self { gtid_mode, consistency, .. } = self;
+        if needs.anonymous {
+            return self.check_anonymous(at, needs);
+        }
         if gtid_mode == "ON" && consistency == "ON" {
             return Ok(());
         }
@@ -362,6 +367,27 @@ impl Settings {
             "{at} has gtid_mode = {gtid_mode} and enforce_gtid_consistency = {consistency}"
         ))
         .hint(statements.collect::<Vec<_>>().join("; ")))
+    }
+
+    /// Whether it applies transactions without GTIDs, and others if there are some.
+    fn check_anonymous(&self, at: &str, needs: &Needs) -> Result<()> {
+        let mode = &self.gtid_mode;
+        let refused = |what: &str, hint: &str| {
+            let what = format!("{at} has gtid_mode = {mode}: it applies no transactions {what}");
+            Err(Error::refused(what).hint(hint))
+        };
+        match (mode.as_str(), needs.named) {
+            ("ON", _) => refused(
+                "without GTIDs, as the source's log has them",
+                "SET GLOBAL gtid_mode = ON_PERMISSIVE, and ON again after the restore; or restore \
+                 with --apply sql: each transaction gets a new GTID of the target's then",
+            ),
+            ("OFF", true) => refused(
+                "with GTIDs, as the source's log has them besides others",
+                "SET GLOBAL gtid_mode = OFF_PERMISSIVE, and OFF again after the restore",
+            ),
+            _ => Ok(()),
+        }
     }
 
     fn check_writable(&self, at: &str) -> Result<()> {

@@ -7,14 +7,15 @@
 //! **Invariant:** what is handed over is the source's file, byte for byte, from the place named
 //! in [`Captured::Opened`] on. Events that the source makes up for its readers are never in it.
 
+mod chain;
 mod filling;
 mod joining;
 mod proof;
 
+use self::chain::{Chain, reset};
 use self::filling::Filling;
 use self::joining::Joining;
 use self::proof::Proof;
-use super::auth::ServerError;
 use super::event::{
     Checksum, FormatDescription, HEAD_BYTES, Head, Heartbeat, MAGIC, Query, Rotate, body, kind,
     verify_crc,
@@ -148,6 +149,8 @@ pub(crate) struct Pump<'a> {
     flag: Option<Flag>,
     /// A packet with a flag has begun.
     is_flagged: bool,
+    /// What proves that one file follows another.
+    chain: Chain,
 }
 
 impl<'a> Pump<'a> {
@@ -211,6 +214,7 @@ impl<'a> Pump<'a> {
             acks: None,
             flag: None,
             is_flagged: false,
+            chain: if facts.named { Chain::Gtids } else { Chain::Numbers },
         };
         (pump, file, position)
     }
@@ -223,6 +227,17 @@ impl<'a> Pump<'a> {
             let start = at.offset.saturating_sub(before.len() as u64);
             self.proof = Some(Proof { next: MAGIC.len() as u64, start, bytes: before });
         }
+    }
+
+    /// Whether a walk has nothing to compare what it finds with.
+    pub(crate) fn lacks_proof(&self) -> bool {
+        matches!(self.hold, Hold::Walk { .. })
+            && self.proof.as_ref().is_none_or(|proof| proof.bytes.is_empty())
+    }
+
+    /// Whether transactions without GTIDs came, or may have come.
+    pub(crate) fn is_anonymous(&self) -> bool {
+        self.chain == Chain::Numbers
     }
 
     /// Has what is durable acknowledged. The connection must be registered for that.
@@ -313,7 +328,7 @@ impl<'a> Pump<'a> {
             let mark = (!bytes.is_empty()).then(|| bytes.split_to(1));
             match mark.as_deref() {
                 Some([0x00]) => {}
-                Some([0xff]) => return Err(refusal(&bytes).into()),
+                Some([0xff]) => return Err(self.refused(&bytes)),
                 Some([0xfe]) => {
                     return Err(Error::unavailable("the source ended the dump").into());
                 }
@@ -453,6 +468,9 @@ impl<'a> Pump<'a> {
                 let at = event.immediate_commit_ts.map(|at| self.not_in_the_future(at));
                 let chunk = &mut self.filling.chunk;
                 chunk.records += 1;
+                if event.gtid.is_none() {
+                    self.chain = Chain::Numbers;
+                }
                 if let Some((offset, text)) = self.landmark.take() {
                     let at = event.immediate_commit_ts;
                     let landmark = Landmark { offset, at, text, more: 0 };
@@ -563,8 +581,11 @@ impl<'a> Pump<'a> {
     async fn open(&mut self, at: Position, continuity: Continuity) -> Result<(), Stop> {
         self.hold = Hold::Open;
         self.opened.store(true, Ordering::Release);
-        let server =
-            Server { version: self.facts.version.clone(), identity: self.facts.identity.clone() };
+        let server = Server {
+            version: self.facts.version.clone(),
+            identity: self.facts.identity.clone(),
+            anonymous: !self.facts.named,
+        };
         let skew_micros = self.facts.skew_micros;
         self.send(Captured::Opened { server, at, continuity, skew_micros }).await
     }
@@ -624,6 +645,7 @@ impl<'a> Pump<'a> {
                 return Err(self.track.corrupt("the file ends before the place").into());
             }
             self.flush().await?;
+            self.check_chain(&rotate.file).await?;
         }
         self.track.begin_file(&rotate.file)?;
         if let Some(acks) = &mut self.acks {
@@ -669,10 +691,12 @@ impl<'a> Pump<'a> {
                 Family::MySql => Some(self.aside.executed(self.facts).await?),
                 Family::MariaDb => None,
             };
-            Ok((executed, self.aside.end_of_log(self.facts).await?))
+            let end = self.aside.end_of_log(self.facts).await?;
+            Ok((executed, end, self.is_reset().await?))
         };
         let (executed, (at, file, position)) = match asked.await {
-            Ok::<_, Error>(answers) => answers,
+            Ok::<_, Error>((_, _, true)) => return Err(reset().into()),
+            Ok((executed, end, false)) => (executed, end),
             Err(error) => {
                 tracing::warn!("no proof that nothing is missing: {error}");
                 return Ok(());
@@ -754,16 +778,6 @@ async fn synced(acks: Option<&mut Acks>) {
     match acks {
         Some(acks) => acks.synced().await,
         None => std::future::pending().await,
-    }
-}
-
-/// What the source says instead of an event.
-fn refusal(packet: &[u8]) -> Error {
-    let mut whole = vec![0xff];
-    whole.extend_from_slice(packet);
-    match ServerError::parse(&whole) {
-        Some(error) => error.for_operator("the source ended the dump"),
-        None => Error::corrupt("the source ended the dump without a reason"),
     }
 }
 

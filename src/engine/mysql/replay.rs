@@ -8,6 +8,7 @@ use super::serve::ReplaySource;
 use super::walk::Served;
 use super::{ask, standing};
 use crate::error::{Error, Result};
+use crate::position::Position;
 use mysql_async::{Conn, Row};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -23,12 +24,13 @@ const CONNECTING: Duration = Duration::from_secs(30);
 /// How often progress is logged.
 const REPORT_EVERY: Duration = Duration::from_secs(10);
 
-/// Makes the target a replica of pitr at `address` and starts it.
+/// Makes the target a replica of pitr at `address` and starts it: by GTIDs, or at the place `from`.
 pub(super) async fn start(
     conn: &mut Conn,
     family: Family,
     source: &ReplaySource,
     address: SocketAddr,
+    from: Option<&Position>,
 ) -> Result<()> {
     let (user, password) = source.login();
     let host = match address.ip() {
@@ -36,10 +38,21 @@ pub(super) async fn start(
         IpAddr::V6(ip) => ip.to_string(),
     };
     let (port, password) = (address.port(), password.reveal());
+    let place = from.map_or_else(
+        || "SOURCE_AUTO_POSITION = 1".to_owned(),
+        |Position { log, offset, .. }| {
+            // Before the first event.
+            let offset = (*offset).max(4);
+            format!(
+                "SOURCE_AUTO_POSITION = 0, SOURCE_LOG_FILE = '{log}', SOURCE_LOG_POS = {offset}, \
+                 ASSIGN_GTIDS_TO_ANONYMOUS_TRANSACTIONS = OFF"
+            )
+        },
+    );
     let change = match family {
         Family::MySql => format!(
             "CHANGE REPLICATION SOURCE TO SOURCE_HOST = '{host}', SOURCE_PORT = {port}, \
-             SOURCE_USER = '{user}', SOURCE_PASSWORD = '{password}', SOURCE_AUTO_POSITION = 1, \
+             SOURCE_USER = '{user}', SOURCE_PASSWORD = '{password}', {place}, \
              SOURCE_SSL = 0, GET_SOURCE_PUBLIC_KEY = 0, SOURCE_CONNECT_RETRY = 1, \
              SOURCE_RETRY_COUNT = 30, SOURCE_HEARTBEAT_PERIOD = 1, SOURCE_DELAY = 0, \
              PRIVILEGE_CHECKS_USER = NULL, REQUIRE_ROW_FORMAT = 0"
@@ -85,7 +98,7 @@ pub(super) async fn wait(
         }
         let all = served.borrow_and_update().clone();
         match all {
-            Some(all) if standing::has_executed(conn, &all.gtids).await? => return Ok(all),
+            Some(all) if has_applied(conn, &all).await? => return Ok(all),
             Some(_) => {}
             None => {
                 // Ends early when everything was sent.
@@ -99,6 +112,29 @@ pub(super) async fn wait(
             }
         }
     }
+}
+
+/// Waits a moment for the target to have applied everything.
+async fn has_applied(conn: &mut Conn, all: &Served) -> Result<bool> {
+    let Some(end) = &all.end else { return standing::has_executed(conn, &all.gtids).await };
+    let asking = || "ask the target how far it has come".to_owned();
+    let row: Option<Row> = ask::first(conn, "SHOW REPLICA STATUS", asking).await?;
+    let at = row.and_then(|row| {
+        let log: String = row.get_opt("Relay_Source_Log_File")?.ok()?;
+        Some(Position::new(log, row.get_opt("Exec_Source_Log_Pos")?.ok()?))
+    });
+    let at = at.ok_or_else(|| Error::unavailable("the target does not say how far it has come"))?;
+    if has_passed(&at, end) {
+        return standing::has_executed(conn, &all.gtids).await;
+    }
+    tokio::time::sleep(LOOK_EVERY).await;
+    Ok(false)
+}
+
+/// Whether an applier that stands at `at` has applied what ends at `end`.
+fn has_passed(at: &Position, end: &Position) -> bool {
+    let number = |log: &str| log.rsplit_once('.').and_then(|(_, n)| n.parse::<u64>().ok());
+    at.log == end.log && at.offset >= end.offset || number(&at.log) > number(&end.log)
 }
 
 /// Whether the receiver and the applier still work. If one does not, and gives no error that is

@@ -78,6 +78,8 @@ pub(super) struct Identity {
     pub(super) server_id: u32,
     /// A fresh uuid, so that the target can have no GTID of it.
     pub(super) uuid: String,
+    /// Whether the log is served by places instead of GTIDs.
+    pub(super) by_place: bool,
 }
 
 /// A listening source.
@@ -263,14 +265,15 @@ impl ReplaySource {
 
     fn dump_command(&self) -> u8 {
         match self.identity.family {
-            Family::MySql => command::BINLOG_DUMP_GTID,
-            Family::MariaDb => command::BINLOG_DUMP,
+            Family::MySql if !self.identity.by_place => command::BINLOG_DUMP_GTID,
+            Family::MySql | Family::MariaDb => command::BINLOG_DUMP,
         }
     }
 
     fn request(&self, body: &[u8], said: &Said) -> Result<Request, ServerError> {
         let refused = |message: &str| ServerError { code: code::FATAL, message: message.into() };
         let request = match self.identity.family {
+            Family::MySql if self.identity.by_place => mysql::request_place(body, said),
             Family::MySql => mysql::request(body, said),
             Family::MariaDb => maria::request(body, said, &self.program.base),
         };

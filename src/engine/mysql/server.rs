@@ -59,6 +59,8 @@ pub(super) struct Setup {
     pub(super) partial_revokes: bool,
     /// Its `server_id`.
     pub(super) server_id: u32,
+    /// Whether it has to apply transactions without GTIDs.
+    pub(super) anonymous: bool,
 }
 
 /// A running scratch server.

@@ -9,7 +9,7 @@
 //! replicates from nobody), while the one that was captured is gone or was demoted.
 
 use super::executed::Executed;
-use super::sql;
+use super::{join, sql};
 use crate::engine::Endpoint;
 use crate::error::Result;
 use mysql_async::{Conn, Row};
@@ -28,6 +28,7 @@ const VIEW_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What one server says of itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is an answer of its own")]
 pub(crate) struct View {
     /// `@@server_uuid`.
     pub(crate) uuid: String,
@@ -35,6 +36,8 @@ pub(crate) struct View {
     pub(crate) executed: Executed,
     /// What of that is in none of its files.
     pub(crate) purged: Executed,
+    /// Whether every transaction gets a GTID.
+    pub(crate) named: bool,
     /// Whether ordinary accounts cannot write to it.
     pub(crate) read_only: bool,
     /// Whether replication from another server is switched on.
@@ -132,6 +135,7 @@ async fn view(conn: &mut Conn, peer: &str) -> Result<View> {
         uuid,
         executed: executed.parse()?,
         purged: purged.parse()?,
+        named: join::gives_gtids(conn, peer).await?,
         read_only,
         replicates: threads.iter().any(|(io, sql)| io != "No" || sql != "No"),
         fed: !threads.is_empty() && threads.iter().all(|(io, sql)| io == "Yes" && sql == "Yes"),
@@ -162,7 +166,8 @@ pub(crate) fn choose(
     {
         return Choice::Stay(*index);
     }
-    let others = || views().filter(|(_, view)| current.is_some_and(|uuid| uuid != view.uuid));
+    let others =
+        || views().filter(|(_, view)| view.named && current.is_some_and(|uuid| uuid != view.uuid));
     if let Some((index, _)) = others().find(|(_, view)| !view.read_only && has_all(view, archived))
     {
         return Choice::Join(index);
@@ -187,10 +192,43 @@ pub(crate) fn choose(
         let peer = seen.get(index).map_or("", |seen| &seen.peer);
         return Choice::Fork(index, parting(peer, &view, archived));
     }
+    if let (true, None, [only]) = (alone, &now, seen)
+        && only.view.as_ref().is_ok_and(|view| !view.named)
+    {
+        return Choice::Fork(0, nameless(&only.peer));
+    }
     match now {
         Some((index, _)) => Choice::Stay(index),
         None => wait(seen, Some(archived)),
     }
+}
+
+/// Decides where to go on where the archive ends with transactions without GTIDs: at the server
+/// that they came from, and nowhere else. `current` is its uuid.
+pub(crate) fn choose_the_same(seen: &[Seen], current: Option<&str>) -> Choice {
+    let is_current = |seen: &&Seen| {
+        seen.view.as_ref().is_ok_and(|view| current.is_none_or(|uuid| uuid == view.uuid))
+    };
+    if let Some(index) = seen.iter().position(|seen| is_current(&seen)) {
+        return Choice::Stay(index);
+    }
+    let others = |seen: &Seen| match &seen.view {
+        Ok(_) => format!("{} is another server", seen.peer),
+        Err(why) => why.clone(),
+    };
+    let why: Vec<String> = seen.iter().map(others).collect();
+    Choice::Wait(format!(
+        "the archive ends with transactions without GTIDs, so only the server that they came from \
+         can be gone on from, as no other can show that it has them: {}",
+        why.join("; ")
+    ))
+}
+
+fn nameless(peer: &str) -> String {
+    format!(
+        "{peer} is another server, and its gtid_mode is not ON: nothing shows whether it has what \
+         was captured"
+    )
 }
 
 /// Whether everything archived is in its history, and everything else of it in its files.
@@ -238,7 +276,9 @@ fn why_not(seen: &Seen, archived: Option<&Executed>) -> String {
     };
     let lost = archived.subtract(&view.executed);
     let purged = view.purged.subtract(archived);
-    let what = if !lost.is_empty() {
+    let what = if !view.named {
+        "cannot show what it has, as its gtid_mode is not ON".to_owned()
+    } else if !lost.is_empty() {
         format!("lacks {lost}")
     } else if !purged.is_empty() {
         format!("has purged {purged}")

@@ -28,12 +28,13 @@ pub(super) struct Globals {
 
 impl Globals {
     /// Settings for the time of the replay. `running` is whether the target is a server that has
-    /// settings of its own.
+    /// settings of its own, and `by_place` whether the log has transactions without GTIDs.
     pub(super) async fn for_replay(
         &mut self,
         conn: &mut Conn,
         family: Family,
         running: bool,
+        by_place: bool,
     ) -> Result<()> {
         let workers = std::thread::available_parallelism().map_or(4, usize::from).clamp(4, 64);
         let (workers, largest) = (workers.to_string(), LARGEST_PACKET.to_string());
@@ -57,6 +58,10 @@ impl Globals {
                 self.change(conn, "slave_exec_mode", "STRICT").await?;
                 self.change(conn, "slave_run_triggers_for_rbr", "NO").await?;
             }
+        }
+        if by_place {
+            // A source without GTIDs may log what the target would not let a client do.
+            self.change(conn, "enforce_gtid_consistency", "OFF").await?;
         }
         if running {
             // A restore that is interrupted starts over, so nothing is lost by this.

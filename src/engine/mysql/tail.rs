@@ -12,23 +12,24 @@
 //! one of several is streamed, it is looked now and then whether it was demoted.
 //!
 //! **Invariant:** a place is continued in its middle only at a server that this process itself
-//! has read it from; after a start of the process the file is walked through again first.
+//! has read it from; after a start of the process the file is walked through again first, and so it
+//! always is where transactions have no GTIDs.
 //!
 //! [`Continuity::Broken`]: crate::record::Continuity::Broken
 
 use super::client::{Client, Replica};
 use super::executed::Executed;
-use super::join::{self, Aside, Facts, Start};
+use super::join::{self, Aside, Facts, Known, Start};
 use super::protection::Watch;
 use super::pump::{FileId, Pump, Stop};
 use super::semisync::Acks;
 use super::servers::{self, Choice, Seen};
 use super::timing::Timing;
-use super::{baseline, hold, locate, sql};
+use super::{baseline, find, hold, locate, sql};
 use crate::engine::{Endpoint, Hold, Located, Placed, Source, SourceOptions, Work};
 use crate::error::{Error, Result};
 use crate::position::Position;
-use crate::record::{BaselineTaken, Captured, Piece, Server};
+use crate::record::{BaselineTaken, Captured, Piece, Recalled, Server};
 use bytes::Bytes;
 use mysql_async::Conn;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -53,8 +54,10 @@ pub struct MysqlSource {
     current: Mutex<Current>,
     /// Whether the last connection's stream was opened.
     opened: AtomicBool,
-    /// A place where the archive ended, and its last bytes before it.
-    recalled: Mutex<Option<(Position, Bytes)>>,
+    /// What the archive ended with before the last connection.
+    recalled: Mutex<Option<Recalled>>,
+    /// Whether it ends, or may end, with transactions that have no GTIDs.
+    anonymous: AtomicBool,
 }
 
 /// What one connection learns for the next.
@@ -112,6 +115,7 @@ impl MysqlSource {
             current: Mutex::default(),
             opened: AtomicBool::new(false),
             recalled: Mutex::default(),
+            anonymous: AtomicBool::new(false),
         }
     }
 
@@ -164,7 +168,12 @@ impl MysqlSource {
                 Start::Begin { broken: Some(reason) }
             }
             _ => {
-                let known = memory.identity.as_deref();
+                let archived = self.current().uuid.clone();
+                let known = Known {
+                    same: memory.identity.as_deref(),
+                    archived: archived.as_deref(),
+                    anonymous: self.is_anonymous(),
+                };
                 join::decide(&mut conn, &peer, &facts, resume, known).await?
             }
         };
@@ -175,6 +184,10 @@ impl MysqlSource {
         let start = Start::Begin { broken: Some(reason) };
         let stop = self.pump(out, durable, &facts, start, conn).await?;
         end(stop)
+    }
+
+    fn is_anonymous(&self) -> bool {
+        self.anonymous.load(Ordering::Acquire)
     }
 
     /// Connects to one of the servers, and asks it about itself.
@@ -199,8 +212,11 @@ impl MysqlSource {
     async fn choose(&self, archived: Option<&Executed>) -> Result<Choice> {
         let endpoints: Vec<Endpoint> = self.options.endpoints().cloned().collect();
         let expected = self.current().uuid.clone();
+        let anonymous = self.is_anonymous() && archived.is_some();
         if let [endpoint] = endpoints.as_slice() {
-            let Some(expected) = expected else { return Ok(Choice::Stay(0)) };
+            let Some(expected) = expected.filter(|_| !anonymous) else {
+                return Ok(Choice::Stay(0));
+            };
             let mut conn = sql::connect(endpoint).await?;
             let uuid = servers::uuid(&mut conn, &endpoint.to_string()).await?;
             drop(conn.disconnect().await);
@@ -214,7 +230,11 @@ impl MysqlSource {
             let choice = {
                 let mut current = self.current();
                 let gone_for = current.gone_for(&seen);
-                servers::choose(&seen, current.uuid.as_deref(), archived, gone_for)
+                if anonymous {
+                    servers::choose_the_same(&seen, current.uuid.as_deref())
+                } else {
+                    servers::choose(&seen, current.uuid.as_deref(), archived, gone_for)
+                }
             };
             if looks >= LOOKS || !matches!(choice, Choice::Wait(_)) {
                 return Ok(choice);
@@ -248,8 +268,15 @@ impl MysqlSource {
         let (mut pump, file, position) =
             Pump::new(out, facts, aside, timing, start, same, &self.opened);
         let recalled = self.recalled.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some((place, before)) = recalled {
-            pump.compare(&place, before);
+        if let Some(recalled) = recalled {
+            pump.compare(&recalled.place, recalled.before);
+        }
+        let strict = self.is_anonymous() || !facts.named;
+        if strict && pump.lacks_proof() {
+            return Ok(Stop::Broken(format!(
+                "nothing that was captured before {file} is at hand to be compared with what {endpoint} \
+                 has, and there are no GTIDs"
+            )));
         }
         let semi_sync = self.options.semi_sync;
         let acks = semi_sync.then(|| Acks::new(durable.clone()));
@@ -259,7 +286,8 @@ impl MysqlSource {
             pump.acknowledge(acks);
         }
         let client = Client::connect(endpoint).await?;
-        let reader = client.dump(facts.flavor, &replica, &file, position, semi_sync).await?;
+        let reader =
+            client.dump((facts.flavor, facts.named), &replica, &file, position, semi_sync).await?;
         // If this work is dropped on its way, the next connection trusts nothing and walks.
         let before = self.memory();
         self.remember(Memory::default());
@@ -279,7 +307,8 @@ impl MysqlSource {
                 Memory { broken: Some(error.to_string()), ..Memory::default() }
             }
             _ if pump.is_open() => {
-                Memory { identity: Some(facts.identity.clone()), file: pump.file(), broken: None }
+                let identity = (!pump.is_anonymous()).then(|| facts.identity.clone());
+                Memory { identity, file: pump.file(), broken: None }
             }
             _ => Memory { broken: before.broken, ..Memory::default() },
         });
@@ -295,6 +324,10 @@ impl MysqlSource {
         let endpoint = self.endpoint(self.current().index);
         loop {
             tokio::time::sleep(DEMOTED_LOOK).await;
+            if self.is_anonymous() {
+                // No other server can be gone on from.
+                continue;
+            }
             let look = async {
                 let mut conn = sql::connect(endpoint).await?;
                 let read_only = servers::is_read_only(&mut conn, &endpoint.to_string()).await?;
@@ -349,11 +382,16 @@ impl Source for MysqlSource {
         })
     }
 
-    fn recall(&self, server: &Server, last: Option<(Position, Bytes)>) {
+    fn recall(&self, server: &Server, last: Option<Recalled>) {
         let known = (!server.identity.is_empty()).then(|| server.identity.clone());
         self.current().uuid = known;
         // It is what the archive says that counts now.
         self.opened.store(false, Ordering::Release);
+        let records = last.as_ref().and_then(|last| last.last_records.as_ref());
+        let anonymous = records.is_some_and(|(from, to, records)| {
+            find::names(from, to, *records).is_none_or(|names| names.anonymous)
+        });
+        self.anonymous.store(server.anonymous || anonymous, Ordering::Release);
         *self.recalled.lock().unwrap_or_else(PoisonError::into_inner) = last;
     }
 

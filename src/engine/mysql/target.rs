@@ -107,6 +107,11 @@ impl MysqlTarget {
         }
     }
 
+    /// Whether the target replicates by places in the log, as not all transactions have GTIDs.
+    fn by_place(&self) -> bool {
+        self.family == Family::MySql && self.needs.anonymous && !self.way.sql
+    }
+
     /// A new connection, whatever settings the server gives to new ones.
     async fn connect(&self) -> Result<Conn> {
         let mut conn = match &self.place {
@@ -168,6 +173,14 @@ impl MysqlTarget {
         meta: &BaselineMeta,
         pieces: mpsc::Receiver<Result<Bytes>>,
     ) -> Result<()> {
+        let place = &meta.position;
+        if self.by_place() && u32::try_from(place.offset).is_err() {
+            return Err(Error::refused(format!(
+                "the baseline stands at {place}, and without GTIDs no replica can ask for a place \
+                 beyond 4 GiB"
+            ))
+            .hint("restore from a baseline in another file, or with --apply sql"));
+        }
         let baseline = Baseline::open(pieces).await?;
         self.prepare(&baseline).await?;
         let session = self.session.as_mut().ok_or_else(|| Error::bug("no connection"))?;
@@ -210,7 +223,8 @@ impl MysqlTarget {
         let replica_id = replica_id.ok_or_else(|| Error::bug("the target has no server_id"))?;
         let base: Executed = baseline.position.gtids.parse()?;
         let events = States::read(conn).await?;
-        let mut program = Program { log, cut: cut.clone(), base, events };
+        let by_place = self.by_place();
+        let mut program = Program { log, cut: cut.clone(), base, events, by_place };
         if family == Family::MariaDb {
             program.find_place().await?;
         }
@@ -224,6 +238,7 @@ impl MysqlTarget {
             version: baseline.server.version.clone(),
             server_id: preflight::free_server_id(&taken),
             uuid: uuid::Uuid::new_v4().to_string(),
+            by_place,
         };
         let source = ReplaySource::bind(listen, identity, replica_id, program).await?;
         self.make_fast().await?;
@@ -231,7 +246,8 @@ impl MysqlTarget {
         let conn = self.session()?;
         let served = source.served();
         let replay = async {
-            replay::start(conn, family, &source, address).await?;
+            let from = by_place.then_some(&baseline.position);
+            replay::start(conn, family, &source, address, from).await?;
             let all = replay::wait(conn, family, served).await?;
             replay::end(conn).await?;
             standing::settle(conn, &all.gtids).await?;
@@ -302,9 +318,9 @@ impl MysqlTarget {
         if !self.way.admin {
             return Ok(());
         }
-        let running = matches!(self.place, Place::Running(_));
+        let (running, by_place) = (matches!(self.place, Place::Running(_)), self.by_place());
         let conn = self.session.as_mut().ok_or_else(|| Error::bug("no connection"))?;
-        self.globals.for_replay(conn, self.family, running).await
+        self.globals.for_replay(conn, self.family, running, by_place).await
     }
 
     /// Where to listen for the target: where only this host gets to, unless told otherwise.
@@ -357,10 +373,17 @@ impl MysqlTarget {
                  one, but gtid_slave_pos, which the account may not set, is what it was"
             }
             (Family::MariaDb, _, true) => "gtid_slave_pos is exactly that of the instant",
+            (_, false, _) if self.needs.anonymous => {
+                "the transactions are the target's own, as those of the source had no GTIDs"
+            }
             (_, false, _) => "the transactions have new names, as gtid_mode is not ON",
             (_, true, false) => {
                 "gtid_executed has the replayed transactions, but not those of the baseline, \
                  which the account may not set"
+            }
+            (_, true, true) if self.needs.anonymous => {
+                "everything was applied up to its place in the log, gtid_executed is that of the \
+                 instant"
             }
             (_, true, true) => "gtid_executed is exactly that of the instant",
         };
@@ -424,6 +447,7 @@ impl MysqlTarget {
                     page_bytes: facts.page_bytes,
                     partial_revokes: facts.partial_revokes,
                     server_id: preflight::free_server_id(&self.needs.origins),
+                    anonymous: self.needs.anonymous,
                 };
                 let started = server.insert(Box::new(ScratchServer::start(&setup).await?));
                 let mut conn = started.connect().await?;

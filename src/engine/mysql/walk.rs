@@ -30,6 +30,8 @@ pub(super) struct Program {
     pub(super) base: Executed,
     /// The scheduled events, as they are at the beginning.
     pub(super) events: States,
+    /// Whether transactions are told apart by their places, as not all of them have GTIDs.
+    pub(super) by_place: bool,
 }
 
 impl Program {
@@ -53,7 +55,7 @@ impl Program {
                 let Next::Part(part, _) = next else { break };
                 let (records, place) = (walk.records, walk.track()?.whole);
                 walk.take(&part)?;
-                let at = walk.last.and_then(|event| event.immediate_commit_ts);
+                let at = walk.last.as_ref().and_then(|last| last.at);
                 if walk.records > records && at.is_some_and(|at| at > until) {
                     self.cut = Cut::At(Position::new(walk.track()?.log.clone(), place));
                     return Ok(());
@@ -82,6 +84,8 @@ pub(super) struct Served {
     pub(super) gtids: Executed,
     /// The scheduled events at the cut.
     pub(super) events: States,
+    /// Where the last record before the cut ends; `None` if there is none.
+    pub(super) end: Option<Position>,
 }
 
 /// Where in the log the walk is.
@@ -100,8 +104,9 @@ pub(super) struct Walk<'a> {
     pub(super) joined: bool,
     records: u64,
     bytes: u64,
-    first: Option<GtidEvent>,
-    last: Option<GtidEvent>,
+    first: Option<Landing>,
+    last: Option<Landing>,
+    end: Option<Position>,
     events: States,
 }
 
@@ -129,6 +134,7 @@ impl<'a> Walk<'a> {
             bytes: 0,
             first: None,
             last: None,
+            end: None,
             events: program.events.clone(),
         }
     }
@@ -259,7 +265,8 @@ impl<'a> Walk<'a> {
             _ if head.is_gtid() => {
                 let event = GtidEvent::parse(head, body(&part.bytes, checksum)?)?;
                 if self.is_behind_cut(&event)? {
-                    return Ok(Some(Next::Cut(landing(Some(event)))));
+                    let here = self.track()?;
+                    return Ok(Some(Next::Cut(Some(landing(&event, &here.log, here.offset)))));
                 }
                 return Ok(Some(Next::Part(part, Some(event))));
             }
@@ -285,13 +292,18 @@ impl<'a> Walk<'a> {
     pub(super) fn take(&mut self, part: &Part) -> Result<bool> {
         let track =
             self.track.as_mut().ok_or_else(|| Error::bug("bytes of a log before its name"))?;
+        let begin = track.whole;
         let end = track.take(part)?;
         self.bytes += part.bytes.len() as u64;
         match end {
             Some(End::Record(event)) => {
                 self.records += 1;
-                self.first.get_or_insert(event);
-                self.last = Some(event);
+                let landing = landing(&event, &track.log, begin);
+                self.first.get_or_insert_with(|| landing.clone());
+                self.last = Some(landing);
+                if self.program.by_place {
+                    self.end = Some(Position::new(&track.log, track.offset));
+                }
                 self.check_time(&event)?;
                 self.is_at_cut()
             }
@@ -387,12 +399,12 @@ impl<'a> Walk<'a> {
         let applied = Applied {
             records: self.records,
             bytes: self.bytes,
-            first: landing(self.first),
-            last: landing(self.last),
+            first: self.first.clone(),
+            last: self.last.clone(),
             first_left_out,
             gtids: gtids.to_string(),
         };
-        Ok(Served { applied, gtids, events: self.events.clone() })
+        Ok(Served { applied, gtids, events: self.events.clone(), end: self.end.clone() })
     }
 
     /// The first record behind a cut at a place. It is only named, so that trouble behind the cut
@@ -423,14 +435,17 @@ impl<'a> Walk<'a> {
                     && head.is_gtid()
                 {
                     let event = GtidEvent::parse(head, body(&part.bytes, track.checksum).ok()?);
-                    found = landing(event.ok());
+                    found = Some(landing(&event.ok()?, &track.log, track.offset));
                     if found.as_ref()?.at.is_some() {
                         return found;
                     }
                 }
                 // A MariaDB says the time at the end.
+                let begin = track.whole;
                 match track.take(&part) {
-                    Ok(Some(End::Record(event))) => return landing(Some(event)),
+                    Ok(Some(End::Record(event))) => {
+                        return Some(landing(&event, &track.log, begin));
+                    }
                     Ok(_) => {}
                     Err(_) => return found,
                 }
@@ -447,11 +462,11 @@ impl<'a> Walk<'a> {
     }
 }
 
-fn landing(event: Option<GtidEvent>) -> Option<Landing> {
-    let event = event?;
-    let position = event.gtid.map_or_else(|| "anonymous".into(), |gtid| gtid.to_string());
-    let at: Option<Timestamp> = event.immediate_commit_ts;
-    Some(Landing { position, at })
+/// A record, by its name; one that has none, by the place where it begins.
+pub(super) fn landing(event: &GtidEvent, log: &str, begin: u64) -> Landing {
+    let place = || Position::new(log, begin).to_string();
+    let position = event.gtid.map_or_else(place, |gtid| gtid.to_string());
+    Landing { position, at: event.immediate_commit_ts }
 }
 
 #[cfg(test)]

@@ -184,7 +184,8 @@ impl Control {
                 )));
             }
         };
-        Ok(Server { version, identity: info.remove("run_id").unwrap_or_default() })
+        let identity = info.remove("run_id").unwrap_or_default();
+        Ok(Server { version, identity, anonymous: false })
     }
 
     /// One setting; `None` if the server does not have it or does not tell.

@@ -251,7 +251,7 @@ impl Target for RedisFolder {
         Box::pin(async move {
             self.check_fresh()?;
             // No server is there yet: the files are those of the version captured.
-            Ok(Server { version: needs.version.clone(), identity: String::new() })
+            Ok(Server { version: needs.version.clone(), ..Server::default() })
         })
     }
 

@@ -66,7 +66,7 @@ impl RedisPart {
         let server = match self.options.destination.clone() {
             Destination::Folder(dir) => {
                 RedisFolder::new(self.options.clone(), dir).check_fresh()?;
-                Server { version: needs.version.clone(), identity: String::new() }
+                Server { version: needs.version.clone(), ..Server::default() }
             }
             Destination::Running(at) => {
                 let server = self.check_running(&at, needs).await?;

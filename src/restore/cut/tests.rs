@@ -29,7 +29,7 @@ fn at(millis: i64) -> Timestamp {
 }
 
 fn server() -> Server {
-    Server { version: "10.11.19-MariaDB-log".into(), identity: "a".into() }
+    Server { version: "10.11.19-MariaDB-log".into(), identity: "a".into(), anonymous: false }
 }
 
 /// An archive with one segment for each file, and marks in them: file, offset, ms.

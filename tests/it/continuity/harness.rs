@@ -8,21 +8,21 @@ use serde_json::Value;
 use std::time::Duration;
 
 /// How long a capture and its first baseline may take to get somewhere.
-pub(super) const SOON: Duration = Duration::from_mins(2);
+pub(crate) const SOON: Duration = Duration::from_mins(2);
 
-pub(super) fn text(at: DateTime<Utc>) -> String {
+pub(crate) fn text(at: DateTime<Utc>) -> String {
     at.to_rfc3339_opts(SecondsFormat::Micros, true)
 }
 
 #[expect(clippy::disallowed_methods, reason = "the test stands outside of the program")]
-pub(super) fn now() -> DateTime<Utc> {
+pub(crate) fn now() -> DateTime<Utc> {
     Utc::now()
 }
 
 /// An archive with the source `shop`, and its daemon.
-pub(super) struct Watched {
-    pub(super) pitr: Pitr,
-    pub(super) daemon: Daemon,
+pub(crate) struct Watched {
+    pub(crate) pitr: Pitr,
+    pub(crate) daemon: Daemon,
     /// The newest timeline that was seen.
     timeline: u64,
 }
@@ -30,12 +30,12 @@ pub(super) struct Watched {
 impl Watched {
     /// Starts a daemon over `source`, and waits for its first window. `config` is added to the
     /// configuration.
-    pub(super) async fn start(source: &Mysqld, config: &str) -> Self {
+    pub(crate) async fn start(source: &Mysqld, config: &str) -> Self {
         Self::start_over(&[source], config).await
     }
 
     /// The same, with further servers to go on from.
-    pub(super) async fn start_over(servers: &[&Mysqld], config: &str) -> Self {
+    pub(crate) async fn start_over(servers: &[&Mysqld], config: &str) -> Self {
         let pitr = Pitr::new(&[("shop", servers[0].url())]);
         if let [first, _, ..] = servers {
             let urls: Vec<String> = servers.iter().map(|server| server.url()).collect();
@@ -50,12 +50,12 @@ impl Watched {
     }
 
     /// What `windows` says of the source.
-    pub(super) async fn report(&self) -> Value {
+    pub(crate) async fn report(&self) -> Value {
         self.pitr.run(&["windows", "--json"]).await.ok().json()["sources"][0].clone()
     }
 
     /// Waits until `windows` says something.
-    pub(super) async fn until(&mut self, what: &str, is: impl Fn(&Value) -> bool) -> Value {
+    pub(crate) async fn until(&mut self, what: &str, is: impl Fn(&Value) -> bool) -> Value {
         let begun = std::time::Instant::now();
         loop {
             assert!(self.daemon.ended().is_none(), "the daemon ended:\n{}", self.daemon.log());
@@ -70,7 +70,7 @@ impl Watched {
     }
 
     /// Waits until an instant can be restored to.
-    pub(super) async fn until_passed(&mut self, at: DateTime<Utc>) -> Value {
+    pub(crate) async fn until_passed(&mut self, at: DateTime<Utc>) -> Value {
         let at = text(at);
         self.until(&format!("{at} has passed"), |report| {
             report["durable_at"].as_str().is_some_and(|durable| durable >= at.as_str())
@@ -80,7 +80,7 @@ impl Watched {
 
     /// Waits until the next timeline has a window of its own, with a gap before it that gives
     /// this reason; and sees that every instant in the gap is refused with both of its edges.
-    pub(super) async fn broke(&mut self, reason: &str) -> Value {
+    pub(crate) async fn broke(&mut self, reason: &str) -> Value {
         self.timeline += 1;
         let timeline = self.timeline;
         let is_new = |item: &&Value| item["timeline"] == timeline;
@@ -118,14 +118,14 @@ impl Watched {
     }
 
     /// Restores to now, and sees that content and GTIDs are the source's.
-    pub(super) async fn restores_exactly(&mut self, source: &Mysqld) {
+    pub(crate) async fn restores_exactly(&mut self, source: &Mysqld) {
         let content = digest(source).await;
         let at = now();
         self.restores(at, &content, &source.gtid_executed().await).await;
     }
 
     /// Restores to an instant, and compares.
-    pub(super) async fn restores(
+    pub(crate) async fn restores(
         &mut self,
         at: DateTime<Utc>,
         content: &pitr::engine::digest::Digest,
@@ -141,7 +141,7 @@ impl Watched {
 }
 
 /// What a server holds.
-pub(super) async fn digest(server: &Mysqld) -> pitr::engine::digest::Digest {
+pub(crate) async fn digest(server: &Mysqld) -> pitr::engine::digest::Digest {
     let mut sql = server.conn().await;
     let content = mysql::digest::digest(&mut sql).await.unwrap();
     sql.disconnect().await.unwrap();

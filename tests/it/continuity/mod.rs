@@ -3,7 +3,7 @@
 //! the hole can be restored to.
 
 mod failover;
-mod harness;
+pub(crate) mod harness;
 
 use crate::support::{Mysqld, copy_dir};
 use harness::{Watched, digest, now};

@@ -95,7 +95,7 @@ pub(crate) async fn dumped(source: &Mysqld, series: Series) -> Taken {
         archive: "a".into(),
         source: "shop-maria".into(),
         engine: EngineKind::Mysql,
-        server: Server { version, identity: String::new() },
+        server: Server { version, ..Server::default() },
         timeline: 1,
         name: "base.sql.zst".into(),
         position,
@@ -111,7 +111,7 @@ pub(crate) async fn dumped(source: &Mysqld, series: Series) -> Taken {
 
 pub(crate) async fn needs(source: &Mysqld) -> Needs {
     let version = source.row("SELECT @@version").await;
-    Needs { version, origins: vec![source.server_id()], sources: vec![] }
+    Needs { version, origins: vec![source.server_id()], ..Needs::default() }
 }
 
 /// The source's binlog as it is now, from a place on.

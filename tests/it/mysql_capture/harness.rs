@@ -1,13 +1,14 @@
 //! Runs a capture against a real server and keeps what it hands over, as an archive would.
 
 use crate::support::{Mysqld, eventually, program};
+use bytes::Bytes;
 use pitr::clock::Timestamp;
 use pitr::engine::mysql::MysqlSource;
 use pitr::engine::{Endpoint, Source, SourceOptions};
 use pitr::error::Result;
 use pitr::manifest::EngineKind;
 use pitr::position::Position;
-use pitr::record::{Captured, Continuity, Mark, Server};
+use pitr::record::{Captured, Continuity, Mark, Recalled, Server};
 use std::collections::BTreeMap;
 use std::process::Command;
 use std::sync::{Arc, Mutex};
@@ -40,6 +41,11 @@ pub(super) fn source_at(endpoint: Endpoint) -> Arc<MysqlSource> {
 
 pub(super) fn source(server: &Mysqld) -> Arc<MysqlSource> {
     source_at(endpoint(server))
+}
+
+/// What an archive tells that ends there, with these bytes.
+pub(super) fn recalled(place: Position, before: Bytes) -> Recalled {
+    Recalled { place, before, last_records: None }
 }
 
 /// A chunk without its bytes.

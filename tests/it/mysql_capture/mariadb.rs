@@ -1,6 +1,6 @@
 //! Capture of MariaDB: its own events, domains, clock and identity.
 
-use super::harness::{Capture, Kept, SOON, source, status};
+use super::harness::{Capture, Kept, SOON, recalled, source, status};
 use crate::support::{Mariadbd, Mysqld, eventually};
 use mysql_async::prelude::Queryable;
 use pitr::engine::Source;
@@ -250,7 +250,7 @@ async fn a_source_that_is_reset_and_does_the_same_again_is_a_break() {
     assert_eq!(status(&server).await.1, place.offset);
     let another_process = source(&server);
     let last = kept.files[&place.log].clone().into();
-    another_process.recall(&kept.server, Some((place.clone(), last)));
+    another_process.recall(&kept.server, Some(recalled(place.clone(), last)));
     breaks(&server, &another_process, kept, "binlog.000001", "was reset").await;
 }
 

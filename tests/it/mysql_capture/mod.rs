@@ -6,7 +6,7 @@ mod mariadb;
 
 use crate::support::Mysqld;
 use bytes::Bytes;
-use harness::{Capture, Kept, endpoint, source, source_at, status};
+use harness::{Capture, Kept, endpoint, recalled, source, source_at, status};
 use mysql_async::prelude::Queryable;
 use pitr::engine::mysql::MysqlSource;
 use pitr::engine::{Secret, Source, TlsMode};
@@ -321,20 +321,12 @@ async fn a_source_that_is_reset_while_nobody_looks_is_a_break() {
     let archived = Bytes::from(kept.files[&place.log].clone());
     let another_process = source(&server);
     let before = archived.slice(..usize::try_from(place.offset).unwrap());
-    another_process.recall(&kept.server, Some((place, before)));
+    another_process.recall(&kept.server, Some(recalled(place, before)));
     let capture = Capture::go_on(&another_process, kept);
     capture.caught_up(&server).await;
     let kept = capture.stop().await;
     assert_broken(&kept, "binlog.000001", "was reset");
     kept.assert_same_files(&server);
-}
-
-#[tokio::test]
-async fn a_source_without_gtids_is_refused_with_what_helps() {
-    let server = Mysqld::start(&["--gtid-mode=OFF"]).await;
-    let (_, error) = Capture::start(&source(&server)).failed().await;
-    assert_eq!(error.class().exit_code(), 6, "{error}");
-    assert!(error.hint_text().unwrap().contains("gtid_mode=ON"));
 }
 
 #[tokio::test]

@@ -97,7 +97,7 @@ pub(crate) async fn baseline(source: &Mysqld) -> Taken {
 
 pub(crate) async fn needs(source: &Mysqld) -> Needs {
     let (version, uuid) = source.row("SELECT @@version, @@server_uuid").await;
-    Needs { version, origins: vec![source.server_id()], sources: vec![uuid] }
+    Needs { version, origins: vec![source.server_id()], sources: vec![uuid], ..Needs::default() }
 }
 
 pub(crate) fn running(target: &Mysqld) -> MysqlTarget {

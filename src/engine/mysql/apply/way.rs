@@ -53,8 +53,10 @@ pub(in super::super) struct Facts {
     pub(in super::super) lacks_to_replicate: Vec<&'static str>,
     /// What of [`TO_RUN`] the account lacks.
     pub(in super::super) lacks_to_run: Vec<&'static str>,
-    /// Whether transactions have GTIDs: `gtid_mode` is ON, or it is a MariaDB.
+    /// Whether the target gives transactions GTIDs: `gtid_mode` is ON, or it is a MariaDB.
     pub(in super::super) has_gtids: bool,
+    /// Whether the log has transactions without GTIDs.
+    pub(in super::super) anonymous: bool,
     /// Whether scheduled events run.
     pub(in super::super) scheduler_on: bool,
 }
@@ -112,7 +114,8 @@ impl Way {
             ))
             .hint("set event_scheduler = OFF on the target for the time of the restore"));
         }
-        Ok(Self { sql: true, admin, gtids: facts.has_gtids, why: sql })
+        let gtids = facts.has_gtids && !facts.anonymous;
+        Ok(Self { sql: true, admin, gtids, why: sql })
     }
 }
 
@@ -145,6 +148,7 @@ mod tests {
             lacks_to_replicate: replicate.to_vec(),
             lacks_to_run: run.to_vec(),
             has_gtids: true,
+            anonymous: false,
             scheduler_on,
         };
         let chosen = Way::choose(asked, &facts, "db");

@@ -60,5 +60,6 @@ pub(in super::super) async fn facts(
     let partial_revokes = partial.is_some_and(|(_, value)| value.eq_ignore_ascii_case("on"));
     let facts =
         Facts { version: version.clone(), lower_case_table_names, partial_revokes, page_bytes };
-    Ok((facts, Server { version, identity }, flavor))
+    let anonymous = !flavor.is_maria() && !join::gives_gtids(conn, peer).await?;
+    Ok((facts, Server { version, identity, anonymous }, flavor))
 }

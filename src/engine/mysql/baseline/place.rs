@@ -29,7 +29,7 @@ impl LogEnd {
         });
         end.ok_or_else(|| {
             Error::usage("the source writes no binlog")
-                .hint("start it with --log-bin (on by default) and gtid_mode=ON")
+                .hint("start it with --log-bin (on by default)")
         })
     }
 }

@@ -38,7 +38,11 @@ impl Pump<'_> {
         }
         if head.is_gtid() {
             let event = GtidEvent::parse(head, body(&part.bytes, checksum)?)?;
-            let known = event.gtid.is_some_and(|gtid| joining.had.contains(gtid));
+            let Some(gtid) = event.gtid else {
+                let what = "a transaction without a GTID: whether it was archived cannot be told";
+                return Err(self.track.corrupt(what).into());
+            };
+            let known = joining.had.contains(gtid);
             match (known, joining.skipping) {
                 (true, false) => {
                     joining.skipping = true;

@@ -1,6 +1,7 @@
 //! The capture path on dumps that are made here, without a server.
 
 use super::*;
+use crate::engine::mysql::auth::ServerError;
 use crate::engine::mysql::event::{artificial_rotate, build, heartbeat_v2};
 use crate::engine::mysql::flavor::Flavor;
 use crate::engine::mysql::packet::{MAX_FRAME, PacketCodec, Packets};
@@ -26,6 +27,8 @@ fn facts(end: u64) -> Facts {
         executed: Executed::default(),
         purged: Executed::default(),
         current: (LOG.into(), end),
+        named: true,
+        resets: 0,
         skew_micros: 0,
         status: "SHOW BINARY LOG STATUS",
         files: vec![],

@@ -1,13 +1,15 @@
 //! What a replica has already of the log that it asks for.
 //!
-//! A replica of MySQL says it as a set. One of MariaDB names the last transaction that it has in
-//! each domain: what stands in the log before that one, and it, it has.
+//! A replica of MySQL says it as a set, or, where transactions have no GTIDs, as a place in the log.
+//! One of MariaDB names the last transaction that it has in each domain: what stands in the log
+//! before that one, and it, it has.
 //!
 //! **Invariant:** a transaction that the replica does not have is never taken for one that it
 //! has, whatever order the numbers of a domain have.
 
 use crate::engine::mysql::executed::{Executed, TxId};
 use crate::engine::mysql::maria::{BinlogState, MariaGtid};
+use crate::position::Position;
 use std::fmt;
 
 /// What a replica has.
@@ -17,6 +19,8 @@ pub(in super::super) enum Held {
     Set(Executed),
     /// In each of these domains everything up to the one named, which is still to come in the log.
     UpTo(Vec<MariaGtid>),
+    /// Everything before this place.
+    Before(Position),
 }
 
 impl Held {
@@ -47,15 +51,16 @@ impl Held {
                 }
                 true
             }
-            (Self::UpTo(_), TxId::MySql(_)) => false,
+            // What it has before a place is told by places.
+            (Self::UpTo(_), TxId::MySql(_)) | (Self::Before(_), _) => false,
         }
     }
 
     /// What the replica said it has and did not come, once all of the log was walked over.
     pub(in super::super) fn never_came(&self) -> Option<String> {
         match self {
-            // A set may hold what is not in the log.
-            Self::Set(_) => None,
+            // A set may hold what is not in the log; a place is looked for where the log ends.
+            Self::Set(_) | Self::Before(_) => None,
             Self::UpTo(last) => (!last.is_empty()).then(|| self.to_string()),
         }
     }
@@ -69,6 +74,7 @@ impl fmt::Display for Held {
                 let names: Vec<String> = last.iter().map(MariaGtid::to_string).collect();
                 f.write_str(&names.join(","))
             }
+            Self::Before(place) => write!(f, "everything before {place}"),
         }
     }
 }

@@ -100,6 +100,7 @@ mod tests {
             version: "10.11.19-MariaDB-log".into(),
             server_id: 7,
             uuid: String::new(),
+            by_place: false,
         };
         let lower = statement.to_ascii_lowercase();
         let words: Vec<&str> = lower.split_ascii_whitespace().collect();

@@ -19,7 +19,13 @@ pub(super) fn initializer(setup: &Setup) -> (String, Command) {
 pub(super) fn options(command: &mut Command, setup: &Setup) {
     command
         .args(["--mysqlx=OFF", "--log-replica-updates=OFF", "--skip-replica-start"])
-        .args(["--gtid-mode=ON", "--enforce-gtid-consistency=ON", "--log-error-verbosity=2"])
+        .args(if setup.anonymous {
+            // It takes those with GTIDs, too.
+            ["--gtid-mode=OFF_PERMISSIVE", "--enforce-gtid-consistency=OFF"]
+        } else {
+            ["--gtid-mode=ON", "--enforce-gtid-consistency=ON"]
+        })
+        .arg("--log-error-verbosity=2")
         // Ways to log in that accounts of the source may have and that servers do not load by
         // themselves: without them, such an account cannot be created.
         .args(["--loose-mysql-native-password=ON", "--plugin-load-add=auth_socket.so"]);

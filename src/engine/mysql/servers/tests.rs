@@ -21,6 +21,7 @@ fn primary(uuid: &str, executed: &str) -> View {
         uuid: uuid.into(),
         executed: set(executed),
         purged: Executed::default(),
+        named: true,
         read_only: false,
         replicates: false,
         fed: false,
