@@ -50,7 +50,7 @@ impl Archive {
     /// # Errors
     /// As [`Self::lapses`].
     pub fn protection(&self, source: &str) -> Result<Option<Protection>> {
-        let names = self.store().list(&folder(source))?;
+        let names = self.changes(source)?;
         names.last().map(|name| self.read_protection(name)).transpose()
     }
 
@@ -60,7 +60,7 @@ impl Archive {
     /// Unavailable, if an object cannot be read; corrupt, if it is not what it must be.
     pub fn lapses(&self, source: &str) -> Result<Vec<Lapse>> {
         let mut lapses: Vec<Lapse> = vec![];
-        for name in self.store().list(&folder(source))? {
+        for name in self.changes(source)? {
             let change = self.read_protection(&name)?;
             if let Some(open) = lapses.last_mut().filter(|lapse| lapse.to.is_none()) {
                 open.to = Some(change.at);
@@ -75,10 +75,18 @@ impl Archive {
     /// Names of the changes that say nothing of what happened at `at` or later: each has another one
     /// behind it that was in force by then.
     pub fn protection_before(&self, source: &str, at: Timestamp) -> Result<Vec<String>> {
-        let mut names = self.store().list(&folder(source))?;
+        let mut names = self.changes(source)?;
         let first_after = format!("{}{:020}", folder(source), at.as_micros().max(0));
         names.retain(|name| *name < first_after);
         names.pop();
+        Ok(names)
+    }
+
+    /// The names of all changes, in order.
+    fn changes(&self, source: &str) -> Result<Vec<String>> {
+        let mut names = self.store().list(&folder(source))?;
+        // What is just being written, or was when pitr died, has another ending.
+        names.retain(|name| name.strip_suffix(".json").is_some());
         Ok(names)
     }
 

@@ -3,7 +3,7 @@
 use super::*;
 use crate::baseline::{Label, Stored};
 use crate::manifest::SegmentHeader;
-use crate::record::{BaselineTaken, Chunk, Mark, Server};
+use crate::record::{BaselineTaken, Chunk, Mark, Protection, Server};
 use crate::segment::Writer;
 use rstest::rstest;
 
@@ -158,4 +158,22 @@ fn a_last_segment_without_a_record_takes_no_window_away() {
     assert_eq!(history.timelines, [(1, Some(at(9)))]);
     let after: Vec<_> = history.gaps.iter().map(|gap| gap.after).collect();
     assert_eq!(after, [Some(at(1))]);
+}
+
+#[test]
+fn a_change_of_protection_that_is_just_being_written_is_none_yet() {
+    let dir = tempfile::tempdir().unwrap();
+    let archive = Archive::init(dir.path()).unwrap();
+    let change = |secs| Protection { at: at(secs), lapse: Some(format!("for {secs}")) };
+    archive.file_protection("shop", &change(1)).unwrap();
+    let folder = dir.path().join("shop/semi-sync");
+    std::fs::write(folder.join(format!("{:020}.tmp", at(2).as_micros())), "").unwrap();
+    assert_eq!(archive.protection("shop").unwrap(), Some(change(1)));
+    assert_eq!(archive.lapses("shop").unwrap().len(), 1);
+    archive.file_protection("shop", &change(2)).unwrap();
+    let reasons: Vec<_> =
+        archive.lapses("shop").unwrap().into_iter().map(|lapse| lapse.reason).collect();
+    assert_eq!(reasons, ["for 1", "for 2"]);
+    let superseded = archive.protection_before("shop", at(3)).unwrap();
+    assert_eq!(superseded.len(), 1, "{superseded:?}");
 }

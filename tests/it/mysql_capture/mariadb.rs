@@ -131,7 +131,7 @@ async fn captured_files_are_those_on_the_disk(#[case] version: &str, #[case] che
     assert_eq!(kept.opened[1].1, Continuity::Continues);
     let whole = kept.whole.as_ref().unwrap();
     assert_eq!(sorted(&whole.gtids), state(&server).await);
-    assert!(whole.gtids.contains("7-"), "{}", whole.gtids);
+    assert!(sorted(&whole.gtids).iter().any(|gtid| gtid.starts_with("7-")), "{}", whole.gtids);
     assert_eq!(whole.offset, status(&server).await.1);
     assert!(kept.server.version.starts_with(version), "{:?}", kept.server);
     assert!(kept.origins.contains(&77) && kept.origins.contains(&server.server_id()));
@@ -278,7 +278,7 @@ async fn numbers_that_went_back_and_a_deleted_domain_are_no_break() {
     let kept = capture.stop().await;
     assert_eq!(kept.opened[1].1, Continuity::Continues);
     let whole = kept.whole.unwrap();
-    assert!(!whole.gtids.contains("9-"), "{}", whole.gtids);
+    assert!(sorted(&whole.gtids).iter().all(|gtid| !gtid.starts_with("9-")), "{}", whole.gtids);
     assert_eq!(sorted(&whole.gtids), state(&server).await);
 }
 
