@@ -130,6 +130,7 @@ async fn capture(source: &Mysqld, size: u64, root: &Path) -> f64 {
         standbys: vec![],
         sample_every: Duration::from_millis(100),
         dump_command: None,
+        aof: None,
         databases: vec![],
         semi_sync: false,
     });

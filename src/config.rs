@@ -5,7 +5,7 @@
 
 use crate::capture::Sealing;
 use crate::clock::{Tz, host_zone};
-use crate::engine::{Endpoint, Secret, SourceOptions, TlsMode, TlsOptions};
+use crate::engine::{Aof, Endpoint, Secret, SourceOptions, TlsMode, TlsOptions};
 use crate::error::{Class, Context, Error, Result};
 use crate::manifest::{EngineKind, names};
 use crate::retention::Policy;
@@ -97,6 +97,16 @@ struct SourceTable {
     dump_command: Option<String>,
     semi_sync: Option<bool>,
     sample_ms: Option<u64>,
+    capture: Option<CaptureWay>,
+    aof_dir: Option<PathBuf>,
+}
+
+/// How a Redis source is captured.
+#[derive(Deserialize, Clone, Copy, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+enum CaptureWay {
+    Stream,
+    Aof,
 }
 
 #[derive(Deserialize, Default)]
@@ -155,7 +165,7 @@ impl Config {
         let mut sources = Vec::new();
         for table in &file.source {
             sources.push(
-                source(table, path)
+                source(table, path, &file.archive.dir)
                     .map_err(|error| error.context(format!("source {:?}", table.name)))?,
             );
         }
@@ -217,7 +227,7 @@ impl Config {
     }
 }
 
-fn source(table: &SourceTable, config: &Path) -> Result<SourceOptions> {
+fn source(table: &SourceTable, config: &Path, archive: &Path) -> Result<SourceOptions> {
     check_name(&table.name)?;
     let mut endpoints = endpoints(table)?;
     let has_passwords = endpoints.iter().any(|endpoint| !endpoint.password.is_empty());
@@ -269,8 +279,32 @@ fn source(table: &SourceTable, config: &Path) -> Result<SourceOptions> {
         sample_every: Duration::from_millis(sample_ms),
         dump_command: table.dump_command.clone(),
         databases: vec![],
+        aof: aof(table, archive)?,
         semi_sync,
     })
+}
+
+/// Where the append-only files are, for a source that is captured from them.
+fn aof(table: &SourceTable, archive: &Path) -> Result<Option<Aof>> {
+    let way = table.capture.unwrap_or(CaptureWay::Stream);
+    if table.engine != EngineKind::Redis && (table.capture.is_some() || table.aof_dir.is_some()) {
+        return Err(Error::usage("capture and aof_dir are for Redis and Valkey"));
+    }
+    match (way, &table.aof_dir) {
+        (CaptureWay::Stream, None) => Ok(None),
+        (CaptureWay::Stream, Some(_)) => {
+            Err(Error::usage("aof_dir is for capture = \"aof\"").hint("add that, or remove aof_dir"))
+        }
+        (CaptureWay::Aof, None) => Err(Error::usage("capture = \"aof\" needs aof_dir").hint(
+            "the folder of the files: `CONFIG GET dir` and `CONFIG GET appenddirname` make its path",
+        )),
+        (CaptureWay::Aof, Some(_)) if table.urls.is_some() => {
+            Err(Error::usage("capture = \"aof\" is of one server").hint("name it with url"))
+        }
+        (CaptureWay::Aof, Some(dir)) => {
+            Ok(Some(Aof { dir: dir.clone(), pins: archive.join(&table.name).join("aof") }))
+        }
+    }
 }
 
 /// The servers of `url` or `urls`: at least one.

@@ -18,6 +18,7 @@ mod unfinished;
 pub mod place;
 pub mod digest;
 mod sample;
+mod timing;
 mod tls;
 pub mod mysql;
 pub mod redis;
@@ -26,6 +27,7 @@ pub use endpoint::{Endpoint, Secret, TlsMode, TlsOptions};
 pub(in crate::engine) use expiry::OUT_OF_THE_WAY_MS;
 pub use expiry::{Expired, Expiry, Ttl};
 pub use keys::Keys;
+pub use timing::SPAN;
 
 use crate::clock::Timestamp;
 use crate::error::Result;
@@ -270,6 +272,18 @@ pub struct SourceOptions {
     pub dump_command: Option<String>,
     /// The only databases that a baseline of MySQL holds; empty for all.
     pub databases: Vec<String>,
+    /// Captures a Redis source from its append-only files instead of its replication stream.
+    pub aof: Option<Aof>,
+}
+
+/// Where the append-only files of a Redis source are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Aof {
+    /// The server's folder of them.
+    pub dir: PathBuf,
+    /// Where links to those that are not archived yet are kept, so that the server's removal of
+    /// one does not lose it.
+    pub pins: PathBuf,
 }
 
 impl SourceOptions {
@@ -346,7 +360,10 @@ pub fn times(engine: EngineKind, version: &str) -> TimeSource {
 pub fn open_source(options: SourceOptions) -> Box<dyn Source> {
     match options.engine {
         EngineKind::Mysql => Box::new(mysql::MysqlSource::new(options)),
-        EngineKind::Redis => Box::new(redis::RedisSource::new(options)),
+        EngineKind::Redis => match options.aof.clone() {
+            Some(aof) => Box::new(redis::AofSource::new(options, aof)),
+            None => Box::new(redis::RedisSource::new(options)),
+        },
     }
 }
 

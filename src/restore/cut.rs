@@ -12,7 +12,7 @@ use super::feed::Pieces;
 use super::place::check_names;
 use crate::archive::{Archive, log_head};
 use crate::clock::Timestamp;
-use crate::engine;
+use crate::engine::{self, SPAN};
 use crate::error::Result;
 use crate::manifest::{BaselineMeta, SegmentMeta};
 use crate::position::Position;
@@ -35,7 +35,7 @@ pub(super) fn find(
     if time == TimeSource::Commit {
         return Ok((Cut::After(to), None));
     }
-    let slack = if time == TimeSource::Header { engine::mysql::SPAN } else { Duration::ZERO };
+    let slack = if time == TimeSource::Header { SPAN } else { Duration::ZERO };
     let (last, behind) = marks_around(archive, baseline, segments, to, slack)?;
     let open = to.since(last.until);
     let exact = last.span + behind.as_ref().map_or(Duration::ZERO, |behind| behind.span);
@@ -91,7 +91,9 @@ fn marks_around(
                 }
                 let place = Position::new(header.start.log.clone(), mark.offset);
                 let found = Found::new(number, place, mark, behind.as_ref());
-                if mark.at <= to.before(slack) {
+                // The end of a file may have been taken that much later than the clock was read.
+                let late = if engine::redis::is_file(&start.log) { mark.span() } else { slack };
+                if mark.at <= to.before(late) {
                     return Ok((found, behind));
                 }
                 behind = Some(found);

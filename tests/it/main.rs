@@ -16,6 +16,7 @@
     reason = "a test fails by panicking and reports by printing; .clippy.toml knows only #[test]"
 )]
 
+mod aof;
 mod apply_sql;
 mod baseline_exact;
 mod cli;

@@ -43,7 +43,6 @@ pub(in crate::engine) use flavor::times;
 pub use shape::{Shape, file_head};
 pub use sql::connect;
 pub use tail::MysqlSource;
-pub use timing::SPAN;
 
 // The full copy, and the way back.
 mod accounts;

@@ -27,8 +27,8 @@ use super::landmark;
 use super::packet::{Fragment, FragmentReader};
 use super::semisync::{Acks, Flag};
 use super::stream::{End, Part, Splitter, Track};
-use super::timing::{LogEnd, Timing};
 use crate::clock::Timestamp;
+use crate::engine::timing::{LogEnd, Timing};
 use crate::error::{Error, Result};
 use crate::position::Position;
 use crate::record::{

@@ -24,8 +24,8 @@ use super::protection::Watch;
 use super::pump::{FileId, Pump, Stop};
 use super::semisync::Acks;
 use super::servers::{self, Choice, Seen};
-use super::timing::Timing;
-use super::{baseline, find, hold, locate, sql};
+use super::{baseline, find, hold, locate, sql, timing};
+use crate::engine::timing::Timing;
 use crate::engine::{Endpoint, Hold, Located, Placed, Source, SourceOptions, Work};
 use crate::error::{Error, Result};
 use crate::position::Position;
@@ -260,7 +260,7 @@ impl MysqlSource {
         }
         let aside = Aside::new(endpoint, Some(conn));
         let timing = if facts.flavor.is_maria() {
-            Timing::start(endpoint, facts, self.options.sample_every)
+            timing::start(endpoint, facts, self.options.sample_every)
         } else {
             Timing::default()
         };

@@ -3,6 +3,7 @@
 //! The `redis` crate speaks; the connection below it is made like all others, so addresses,
 //! accounts and TLS mean the same everywhere.
 
+use super::aof::clock::Persistence;
 use super::client::ACL;
 use crate::clock::Timestamp;
 use crate::engine::sample::Timed;
@@ -269,6 +270,25 @@ impl Control {
             at: timestamp(secs, micros),
             server: self.server_of(fields(&server))?,
             published: publish.is_some(),
+        })
+    }
+
+    /// What the server says of its append-only log, and its clock, at one moment.
+    pub(super) async fn persistence(&mut self) -> Result<Persistence> {
+        let doing = "read INFO persistence";
+        let mut pipe = ::redis::pipe();
+        pipe.cmd("MULTI").ignore().cmd("TIME").ignore();
+        pipe.cmd("INFO").arg("persistence").ignore().cmd("EXEC");
+        let reply: Result<(((i64, i64), String),), _> =
+            pipe.query_async(&mut self.connection).await;
+        let (((secs, micros), text),) = reply.map_err(|e| failure(&self.address, doing, e))?;
+        let fields = fields(&text);
+        let number = |name: &str| fields.get(name).and_then(|text| text.parse::<u64>().ok());
+        Ok(Persistence {
+            at: timestamp(secs, micros),
+            enabled: number("aof_enabled") == Some(1),
+            size: number("aof_current_size").unwrap_or(0),
+            buffered: number("aof_buffer_length").unwrap_or(0),
         })
     }
 

@@ -3,7 +3,7 @@
 //! **Invariant:** a place found is one between two records; one within a record is named with both
 //! its ends.
 
-use super::resp::Scanner;
+use super::resp::{Scanner, is_file};
 use crate::engine::place::{Found, Place, parse_offset};
 use crate::error::{Error, Result};
 use crate::position::Position;
@@ -20,8 +20,11 @@ pub(crate) fn parse_place(text: &str) -> Result<Place> {
         {
             Ok(Place::Offset { log: log.to_ascii_lowercase(), offset })
         }
+        Some((log, offset)) if is_file(log) => {
+            Ok(Place::Offset { log: log.to_owned(), offset })
+        }
         _ => Err(Error::usage(format!("not a place in a replication stream: {text:?}"))
-            .hint("write the replication id (40 hexadecimal digits), a colon, and the offset")),
+            .hint("write the replication id (40 hexadecimal digits), a colon, and the offset; of an append-only log, the name of the file, a colon, and the offset")),
     }
 }
 
@@ -31,7 +34,7 @@ pub(crate) fn find(
     pieces: &mut dyn Iterator<Item = Result<Piece>>,
     offset: u64,
 ) -> Result<Option<Found>> {
-    let mut scanner = Scanner::new(from.offset, from.db);
+    let mut scanner = Scanner::of(&from.log, from.offset, from.db);
     let mut before: Option<Landing> = None;
     let found =
         |begin, end, record, before| Found { begin, end, record, before, executed: String::new() };

@@ -1,7 +1,17 @@
 //! The parsers as targets for a fuzzer: each takes arbitrary bytes, must not panic, and must hold
 //! what it promises. `fuzz/` holds the targets for cargo-fuzz.
 
+use super::aof::manifest;
 use super::walk::walk;
+
+/// The manifest of an append-only file: what is read is one that the server could have written.
+pub fn manifest(data: &[u8]) {
+    let Ok(read) = manifest::parse(data) else { return };
+    assert!(read.increments.is_sorted_by_key(|entry| entry.seq));
+    for entry in read.base.iter().chain(&read.increments) {
+        assert!(!entry.name.contains('/') && entry.name != ".." && !entry.name.is_empty());
+    }
+}
 
 /// An RDB file with eight bytes behind its magic number that say how far its expiries are moved.
 /// What was moved is walked over again, to the same end, and moves back.

@@ -6,9 +6,11 @@
 //!
 //! **Invariant:** time, offset, replication id and run id of a place are read in one `EXEC`.
 
+use super::aof;
 use super::control::Control;
 use crate::engine::{Endpoint, Hold, Placed, Work};
 use crate::error::{Class, Error, Result};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// The channel on which the name of a place is published.
@@ -31,11 +33,16 @@ pub(super) async fn place(endpoint: &Endpoint, name: &str) -> Result<Placed> {
 pub(super) struct Pause {
     control: Control,
     endpoint: Endpoint,
+    /// The folder of the append-only files, if those are captured.
+    files: Option<PathBuf>,
     since: Option<Instant>,
 }
 
 impl Pause {
-    pub(super) async fn prepare(endpoint: &Endpoint) -> Result<Box<dyn Hold>> {
+    pub(super) async fn prepare(
+        endpoint: &Endpoint,
+        files: Option<PathBuf>,
+    ) -> Result<Box<dyn Hold>> {
         let mut control = Control::connect(endpoint).await?;
         if control.info("replication").await?.get("role").is_some_and(|role| role == "slave") {
             return Err(Error::refused(format!(
@@ -43,7 +50,7 @@ impl Pause {
             ))
             .hint("capture the master, or make the mark without --barrier"));
         }
-        Ok(Box::new(Self { control, endpoint: endpoint.clone(), since: None }))
+        Ok(Box::new(Self { control, endpoint: endpoint.clone(), files, since: None }))
     }
 }
 
@@ -59,7 +66,12 @@ impl Hold for Pause {
     }
 
     fn place(&mut self) -> Work<'_, Placed> {
-        Box::pin(self.control.place(None))
+        Box::pin(async move {
+            match &self.files {
+                Some(dir) => aof::clock::place(&mut self.control, dir).await,
+                None => self.control.place(None).await,
+            }
+        })
     }
 
     fn release(mut self: Box<Self>) -> Work<'static, Duration> {

@@ -13,7 +13,7 @@ pub(super) async fn locate(
     mut pieces: mpsc::Receiver<Result<Piece>>,
     offset: u64,
 ) -> Result<Located> {
-    let mut scanner = Scanner::new(from.offset, from.db);
+    let mut scanner = Scanner::of(&from.log, from.offset, from.db);
     let found = |scanner: &Scanner| {
         let position = Position { db: scanner.db(), ..Position::new(from.log.clone(), offset) };
         Located { position, last_at: None }

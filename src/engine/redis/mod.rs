@@ -14,6 +14,7 @@
 //! **Invariant:** what is archived is what the server sent, and only a server reads values: of an
 //! RDB file pitr reads the head, and where a restore needs it the outer form.
 
+mod aof;
 pub mod digest;
 pub mod fuzz;
 mod version;
@@ -42,10 +43,12 @@ mod folder;
 mod scratch;
 mod part;
 
+pub use aof::AofSource;
 pub(in crate::engine) use find::{find, parse_place};
 pub use folder::RedisFolder;
 pub use part::RedisPart;
 pub use records::Records;
+pub(crate) use resp::is_file;
 pub use target::RedisServer;
 
 use super::{Hold, Located, Placed, Source, SourceOptions, Work};
@@ -110,7 +113,7 @@ impl Source for RedisSource {
     }
 
     fn hold(&self) -> Work<'_, Box<dyn Hold>> {
-        Box::pin(hold::Pause::prepare(&self.options.endpoint))
+        Box::pin(hold::Pause::prepare(&self.options.endpoint, None))
     }
 
     fn locate(

@@ -33,6 +33,8 @@ pub(crate) struct Fields {
     pub(crate) repl_offset: Option<u64>,
     /// Database selected in that stream.
     pub(crate) repl_db: Option<u32>,
+    /// When it was begun, in seconds since 1970 by the server's clock.
+    pub(crate) ctime: Option<i64>,
 }
 
 /// Reads the first fields of an RDB file, as far as `head` holds them.
@@ -56,6 +58,7 @@ pub(crate) fn fields(head: &[u8]) -> Result<Fields> {
             b"repl-id" => fields.repl_id = String::from_utf8(value).ok(),
             b"repl-offset" => fields.repl_offset = parse(&value),
             b"repl-stream-db" => fields.repl_db = parse(&value),
+            b"ctime" => fields.ctime = parse(&value),
             _ => {}
         }
     }

@@ -11,7 +11,7 @@
 
 use super::client::encode;
 use super::examine::check_databases;
-use super::resp::{Kind, Scanner};
+use super::resp::{Kind, Scanner, is_file};
 use super::shift::Shift;
 use crate::error::{Error, Result};
 use crate::position::Position;
@@ -66,8 +66,13 @@ pub(super) struct Replay {
     applied: Applied,
     /// Where the last record that was passed on begins, in the current log.
     last: Option<u64>,
-    /// Offset behind the last whole record.
+    /// Offset behind the last whole record, in the current log.
     reached: u64,
+    /// Bytes passed over up to there, and where the current log was entered.
+    passed: u64,
+    entered: u64,
+    /// Whether a file was entered, which begins in database 0, with another one selected.
+    select_anew: bool,
     /// The highest database selected.
     db_max: u32,
 }
@@ -83,7 +88,7 @@ impl Replay {
         let Cut::At(cut) = cut else {
             return Err(Error::bug("a Redis stream has no times: its cut must be a position"));
         };
-        if cut.offset < begin.offset {
+        if cut.offset < begin.offset && (cut.log == begin.log || !is_file(&cut.log)) {
             return Err(Error::bug(format!("the cut {cut} lies before the baseline at {begin}")));
         }
         Ok(Self {
@@ -102,6 +107,9 @@ impl Replay {
             applied: Applied::default(),
             last: None,
             reached: begin.offset,
+            passed: 0,
+            entered: begin.offset,
+            select_anew: false,
             db_max: begin.db,
         })
     }
@@ -120,24 +128,28 @@ impl Replay {
     pub(super) async fn next(&mut self) -> Result<Option<Step>> {
         loop {
             let Some(offset) = self.scanner.as_ref().map(Scanner::offset) else {
-                if self.cut.offset == self.begin.offset {
+                let is_here = self.cut.log == self.begin.log || !is_file(&self.cut.log);
+                if is_here && self.cut.offset == self.begin.offset {
                     return Ok(None);
                 }
                 self.read().await?;
                 continue;
             };
-            if offset >= self.cut.offset {
+            // Offsets of one file say nothing of another.
+            let is_cut_log = self.log == self.cut.log || !is_file(&self.cut.log);
+            if is_cut_log && offset >= self.cut.offset {
                 return self.at_cut().map(|()| None);
             }
             if self.unread.is_empty() {
                 self.read().await?;
                 continue;
             }
-            if offset < self.begin.offset {
+            if !self.begun && offset < self.begin.offset {
                 self.skip(self.begin.offset - offset)?;
                 continue;
             }
-            let left = usize::try_from(self.cut.offset - offset).unwrap_or(usize::MAX);
+            let left = if is_cut_log { self.cut.offset - offset } else { u64::MAX };
+            let left = usize::try_from(left).unwrap_or(usize::MAX);
             let bytes = self.unread.split_to(left.min(self.unread.len()));
             let step = self.pass(&bytes)?;
             if !step.bytes.is_empty() || step.whole.is_some() {
@@ -149,7 +161,7 @@ impl Replay {
     /// What was passed on, once [`next`](Self::next) said `None`, and what comes behind the cut.
     pub(super) async fn finish(mut self) -> Applied {
         self.settle_last();
-        self.applied.bytes = self.reached - self.begin.offset;
+        self.applied.bytes = self.passed + self.reached - self.entered;
         let mut applied = std::mem::take(&mut self.applied);
         // A damage behind the cut is no matter of this restore.
         applied.first_left_out = self.left_out().await.unwrap_or(None);
@@ -195,7 +207,18 @@ impl Replay {
                     self.begin
                 )));
             }
-            None => self.scanner = Some(Scanner::new(at.offset, at.db)),
+            None => self.scanner = Some(Scanner::of(&at.log, at.offset, at.db)),
+            Some(scanner) if is_file(&at.log) && at.log != self.log => {
+                if at.offset != 0 || at.db != 0 || !scanner.at_record_start() {
+                    return Err(Error::corrupt(format!(
+                        "the archive goes on at {at} within a record, or not at its beginning"
+                    )));
+                }
+                self.select_anew = scanner.db() != 0;
+                self.passed += self.reached - self.entered;
+                (self.entered, self.reached) = (0, 0);
+                self.scanner = Some(Scanner::of(&at.log, 0, 0));
+            }
             Some(scanner) => {
                 let here = scanner.offset();
                 let fits = at.offset == here
@@ -246,6 +269,10 @@ impl Replay {
             self.db_max = self.db_max.max(scanner.db());
             check_databases(scanner.db(), self.databases)?;
             step.bytes = encode(&[b"SELECT", scanner.db().to_string().as_bytes()]);
+            step.whole = Some(step.bytes.len());
+        }
+        if std::mem::take(&mut self.select_anew) {
+            step.bytes.extend_from_slice(&encode(&[b"SELECT", b"0"]));
             step.whole = Some(step.bytes.len());
         }
         let mut at = 0;

@@ -23,6 +23,16 @@ const ARGS_MAX: u64 = i32::MAX as u64;
 /// (`proto-max-bulk-len`) and a replica not at all.
 const ARG_BYTES_MAX: u64 = 1 << 40;
 
+/// The longest annotation that is taken for one.
+const NOTE_MAX: u64 = 64 << 10;
+
+/// Whether a log is a file of an append-only log: its offsets begin at 0 with database 0 selected,
+/// and annotations may stand between its commands (`aof.c`, `genAofTimestampAnnotationIfNeeded`).
+/// Otherwise it is a replication stream, whose offsets and database go on under another id.
+pub(crate) fn is_file(log: &str) -> bool {
+    log.strip_suffix(".aof").is_some()
+}
+
 /// What a command means to a reader of the stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -40,6 +50,9 @@ pub(crate) enum Kind {
     ReplConf,
     /// PUBLISH or SPUBLISH: a message to subscribers, no change of data.
     Publish,
+    /// An annotation in a file; one of the time says that what follows was done in this second
+    /// (since 1970) or later.
+    Note(Option<u64>),
     /// A change of data, or of scripts and functions.
     Data,
 }
@@ -53,7 +66,7 @@ impl Kind {
     /// Whether the command concerns only replicas and subscribers that are attached right now.
     /// It never goes into a restored server.
     pub(crate) fn is_chatter(self) -> bool {
-        matches!(self, Self::Ping | Self::GetAck | Self::ReplConf | Self::Publish)
+        matches!(self, Self::Ping | Self::GetAck | Self::ReplConf | Self::Publish | Self::Note(_))
     }
 }
 
@@ -99,6 +112,18 @@ enum State {
     ArgCr,
     /// Before the `\n` behind an argument.
     ArgLf,
+    /// In an annotation.
+    Note,
+}
+
+/// What kind of log is scanned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    Stream,
+    /// Annotations may stand between commands; `note` says that the last command is one.
+    File {
+        note: bool,
+    },
 }
 
 /// The first bytes of an argument.
@@ -134,6 +159,7 @@ impl Head {
 pub(crate) struct Scanner {
     offset: u64,
     state: State,
+    form: Form,
     number: u64,
     digits: u8,
     args_left: u64,
@@ -158,6 +184,7 @@ impl Scanner {
         Self {
             offset,
             state: State::Start,
+            form: Form::Stream,
             number: 0,
             digits: 0,
             args_left: 0,
@@ -172,6 +199,12 @@ impl Scanner {
             db,
             db_now: db,
         }
+    }
+
+    /// The same for a log of this name: see [`is_file`].
+    pub(crate) fn of(log: &str, offset: u64, db: u32) -> Self {
+        let form = if is_file(log) { Form::File { note: false } } else { Form::Stream };
+        Self { form, ..Self::new(offset, db) }
     }
 
     /// Offset of the next byte to be scanned.
@@ -193,6 +226,9 @@ impl Scanner {
     /// while it is not known yet. The number of a SELECT and the word behind REPLCONF may still
     /// be missing.
     pub(crate) fn kind_so_far(&self) -> Option<Kind> {
+        if self.state == State::Note {
+            return Some(Kind::Note(None));
+        }
         let name_seen = self.arg_index > 0 || matches!(self.state, State::ArgCr | State::ArgLf);
         let named = name_seen || (self.state == State::Arg && self.name.cut);
         (self.state != State::Start && named).then(|| match self.name.whole() {
@@ -256,7 +292,10 @@ impl Scanner {
     /// Takes one byte outside of arguments. True if a command ends with it.
     fn step(&mut self, byte: u8) -> Result<bool> {
         self.state = match (self.state, byte) {
-            (State::Start, b'*') => {
+            (State::Start, b'*' | b'#') if byte == b'*' || self.form != Form::Stream => {
+                if let Form::File { note } = &mut self.form {
+                    *note = byte == b'#';
+                }
                 self.command_start = self.offset;
                 if !self.in_multi {
                     self.record_start = self.offset;
@@ -264,7 +303,13 @@ impl Scanner {
                 }
                 (self.number, self.digits) = (0, 0);
                 (self.name, self.second, self.arg_index) = (Head::EMPTY, Head::EMPTY, 0);
-                State::Count
+                if byte == b'#' { State::Note } else { State::Count }
+            }
+            (State::Note, b'\n') => State::Start,
+            (State::Note, _) if self.number < NOTE_MAX => {
+                self.name.push(&[byte]);
+                self.number += 1;
+                State::Note
             }
             (State::ArgStart, b'$') => {
                 (self.number, self.digits) = (0, 0);
@@ -320,6 +365,7 @@ impl Scanner {
             record_has_data: self.record_has_data,
             db: self.db_now,
             landmark: match self.name.whole() {
+                _ if self.form == (Form::File { note: true }) => None,
                 b"FLUSHALL" => Some("FLUSHALL"),
                 b"FLUSHDB" => Some("FLUSHDB"),
                 b"SWAPDB" => Some("SWAPDB"),
@@ -329,6 +375,11 @@ impl Scanner {
     }
 
     fn kind(&self) -> Result<Kind> {
+        if self.form == (Form::File { note: true }) {
+            let text = std::str::from_utf8(self.name.whole()).ok();
+            let secs = text.and_then(|text| text.trim_end().strip_prefix("TS:")?.parse().ok());
+            return Ok(Kind::Note(secs));
+        }
         Ok(match self.name.whole() {
             b"SELECT" => {
                 let number = std::str::from_utf8(self.second.whole()).ok();
@@ -353,6 +404,7 @@ impl Scanner {
         let expected = match self.state {
             State::Start => "'*'",
             State::Count => "the number of arguments",
+            State::Note => "the end of an annotation",
             State::ArgStart => "'$'",
             State::Len => "the length of an argument",
             State::CountEnd if !(1..=ARGS_MAX).contains(&self.number) => "1 to 2^31-1 arguments",

@@ -34,6 +34,7 @@ pub(super) fn source_at(endpoint: Endpoint) -> Arc<MysqlSource> {
         standbys: vec![],
         sample_every: Duration::from_millis(100),
         dump_command: None,
+        aof: None,
         databases: vec![],
         semi_sync: false,
     }))

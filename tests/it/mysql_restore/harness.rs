@@ -51,6 +51,7 @@ pub(crate) fn source_options(url: &str) -> SourceOptions {
         standbys: vec![],
         sample_every: Duration::from_millis(100),
         dump_command: None,
+        aof: None,
         databases: vec![],
         semi_sync: false,
     }

@@ -167,6 +167,7 @@ pub(super) fn source(endpoint: Endpoint) -> RedisSource {
         standbys: vec![],
         sample_every: Duration::from_millis(100),
         dump_command: None,
+        aof: None,
         databases: vec![],
         semi_sync: false,
     })
