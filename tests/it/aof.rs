@@ -7,7 +7,7 @@ use pitr::engine::digest::Digest;
 use pitr::engine::redis;
 use std::time::Duration;
 
-const SOON: Duration = Duration::from_secs(60);
+const SOON: Duration = Duration::from_mins(1);
 
 const OPTIONS: [&str; 6] =
     ["--appendonly", "yes", "--aof-timestamp-enabled", "yes", "--appendfsync", "always"];
