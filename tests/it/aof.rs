@@ -80,6 +80,12 @@ async fn comes_back(pitr: &Pitr, (at, digest): &(DateTime<Utc>, Digest), name: &
     assert_eq!(digest.diff(&found), [""; 0], "{name}, into a server");
     pitr.run(&["restore", "--to", &to, "--into", name]).await.ok();
     let copy = RedisServer::start_on(&pitr.dir().join(name).join("shop-redis")).await;
+    // It answers INFO while it loads.
+    eventually("the server has loaded the folder", SOON, async || {
+        let info: String = copy.cmd(&["INFO", "persistence"]).await;
+        info.contains("\r\nloading:0\r\n").then_some(())
+    })
+    .await;
     let found = redis::digest::digest(&mut copy.conn().await).await.unwrap();
     assert_eq!(digest.diff(&found), [""; 0], "{name}, into a folder");
 }
