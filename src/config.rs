@@ -302,7 +302,7 @@ fn aof(table: &SourceTable, archive: &Path) -> Result<Option<Aof>> {
             Err(Error::usage("capture = \"aof\" is of one server").hint("name it with url"))
         }
         (CaptureWay::Aof, Some(dir)) => {
-            Ok(Some(Aof { dir: dir.clone(), pins: archive.join(&table.name).join("aof") }))
+            Ok(Some(Aof { dir: dir.clone(), pins: archive.join(&table.name).join(names::PINS) }))
         }
     }
 }
@@ -487,6 +487,27 @@ mod tests {
         assert_eq!(error.hint_text(), Some("did you mean `dir`?"));
         let error = parse(&MINIMAL.replace("url = \"redis", "sample_sm = 5\nurl = \"redis"));
         assert_eq!(error.unwrap_err().hint_text(), Some("did you mean `sample_ms`?"));
+    }
+
+    #[test]
+    fn append_only_files_need_their_folder_and_one_redis_server() {
+        let source = |more: &str| {
+            parse(&format!(
+                "[archive]\ndir = \"/a\"\n[[source]]\nname = \"r\"\nengine = \"redis\"\n{more}"
+            ))
+        };
+        let url = "url = \"redis://h:1\"";
+        let read = source(&format!("{url}\ncapture = \"aof\"\naof_dir = \"/r/aof\"")).unwrap();
+        let aof = Aof { dir: "/r/aof".into(), pins: "/a/r/aof".into() };
+        assert_eq!(read.sources[0].aof, Some(aof));
+        assert_eq!(source(&format!("{url}\ncapture = \"stream\"")).unwrap().sources[0].aof, None);
+        for wrong in [
+            format!("{url}\ncapture = \"aof\""),
+            format!("{url}\naof_dir = \"/r/aof\""),
+            format!("{url}\ncapture = \"files\""),
+        ] {
+            assert_eq!(source(&wrong).unwrap_err().class(), Class::Usage, "{wrong}");
+        }
     }
 
     #[test]

@@ -497,6 +497,16 @@ pub mod names {
         format!("{source}/t{timeline:04}/event-{event:03}.json")
     }
 
+    /// Below a source: the folder of links to files of a server that are not archived yet, local
+    /// only.
+    pub const PINS: &str = "aof";
+
+    /// Whether a name is one of a source's local files in [`PINS`].
+    pub fn is_pin(source: &str, name: &str) -> bool {
+        let rest = name.strip_prefix(source).and_then(|rest| rest.strip_prefix('/'));
+        rest.is_some_and(|rest| rest.split_once('/').is_some_and(|(folder, _)| folder == PINS))
+    }
+
     /// The folder of named marks, which no source may be named after.
     pub const MARKS: &str = "marks";
 

@@ -282,7 +282,7 @@ impl Work<'_> {
             || rest.starts_with("/holds/")
             || rest.starts_with("/audit/");
         let file = name.rsplit_once('/').map_or(name, |(_, file)| file);
-        if is_unfinished(name) || file.starts_with("base-") {
+        if is_unfinished(name) || names::is_pin(source, name) || file.starts_with("base-") {
             return Ok(());
         }
         if !is_small {

@@ -96,6 +96,7 @@ async fn what_breaks_a_capture_is_an_error_of_its_source_and_nobody_calls_it_str
             semi_sync: false,
             dump_command: None,
             databases: vec![],
+            aof: None,
         },
         root,
         label,

@@ -274,22 +274,24 @@ impl Control {
     }
 
     /// What the server says of its append-only log, and its clock, at one moment.
+    ///
+    /// # Errors
+    /// Corrupt, if a field is missing that every server with append-only files has.
     pub(super) async fn persistence(&mut self) -> Result<Persistence> {
         let doing = "read INFO persistence";
         let mut pipe = ::redis::pipe();
         pipe.cmd("MULTI").ignore().cmd("TIME").ignore();
-        pipe.cmd("INFO").arg("persistence").ignore().cmd("EXEC");
-        let reply: Result<(((i64, i64), String),), _> =
+        for section in ["server", "persistence"] {
+            pipe.cmd("INFO").arg(section).ignore();
+        }
+        pipe.cmd("EXEC");
+        let reply: Result<(((i64, i64), String, String),), _> =
             pipe.query_async(&mut self.connection).await;
-        let (((secs, micros), text),) = reply.map_err(|e| failure(&self.address, doing, e))?;
-        let fields = fields(&text);
-        let number = |name: &str| fields.get(name).and_then(|text| text.parse::<u64>().ok());
-        Ok(Persistence {
-            at: timestamp(secs, micros),
-            enabled: number("aof_enabled") == Some(1),
-            size: number("aof_current_size").unwrap_or(0),
-            buffered: number("aof_buffer_length").unwrap_or(0),
-        })
+        let (((secs, micros), server, persistence),) =
+            reply.map_err(|e| failure(&self.address, doing, e))?;
+        let identity = self.server_of(fields(&server))?.identity;
+        let read = Persistence::of(timestamp(secs, micros), identity, &fields(&persistence));
+        read.map_err(|error| error.context(&self.address))
     }
 
     /// How far the server's clock is ahead of this host's, in µs.

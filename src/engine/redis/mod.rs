@@ -2,7 +2,8 @@
 //!
 //! - capture: [`RedisSource`] over `client` (replication connection), `tail`, `ack`, `clock`
 //!   (time index), `history` (why a stream did not go on), `baseline`, `locate`, `find` (places that people name),
-//!   `hold` (where the stream ends, with writes held meanwhile);
+//!   `hold` (where the stream ends, with writes held meanwhile); [`AofSource`] for a server that is captured from its
+//!   append-only files (`aof`);
 //! - restore: [`RedisServer`] and [`RedisFolder`] over `replay` (what of the stream is executed),
 //!   `examine` (whether the target can take it), `serve` (pitr as a master), `walk` (an RDB file's
 //!   outer form), and for expiries `shift` (those of the stream), `lapsed` and `settle`;
@@ -78,7 +79,7 @@ pub struct Commands(resp::Scanner);
 impl Commands {
     /// Begins at `start`, which lies between two records.
     pub fn new(start: &Position) -> Self {
-        Self(resp::Scanner::new(start.offset, start.db))
+        Self(resp::Scanner::of(&start.log, start.offset, start.db))
     }
 }
 

@@ -20,7 +20,7 @@ pub struct Records {
 impl Records {
     /// A reader of the stream whose first record begins at `at`.
     pub fn new(at: &Position) -> Self {
-        let scanner = Scanner::new(at.offset, at.db);
+        let scanner = Scanner::of(&at.log, at.offset, at.db);
         Self { log: at.log.clone(), scanner, whole: None, landmark: None }
     }
 
@@ -57,6 +57,16 @@ impl Records {
             seen(&command);
         }
         Ok(())
+    }
+
+    /// Offset of the next byte to be noted.
+    pub(crate) fn offset(&self) -> u64 {
+        self.scanner.offset()
+    }
+
+    /// Whether all that was noted is whole records.
+    pub(crate) fn at_record_start(&self) -> bool {
+        self.scanner.at_record_start()
     }
 
     /// Where the last whole record ends that was noted since this was asked last; `None` if none

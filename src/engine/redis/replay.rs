@@ -61,6 +61,8 @@ pub(super) struct Replay {
     held: Vec<u8>,
     /// Whether the first SELECT was given out.
     begun: bool,
+    /// Whether the baseline's file ended at its place, so that the next file begins behind it.
+    begins_with_file: bool,
     /// Whether the cut's log was met.
     cut_log_met: bool,
     applied: Applied,
@@ -103,6 +105,7 @@ impl Replay {
             fate: Fate::default(),
             held: vec![],
             begun: false,
+            begins_with_file: false,
             cut_log_met: begin.log == cut.log,
             applied: Applied::default(),
             last: None,
@@ -144,7 +147,7 @@ impl Replay {
                 self.read().await?;
                 continue;
             }
-            if !self.begun && offset < self.begin.offset {
+            if !self.begun && !self.begins_with_file && offset < self.begin.offset {
                 self.skip(self.begin.offset - offset)?;
                 continue;
             }
@@ -214,6 +217,10 @@ impl Replay {
                         "the archive goes on at {at} within a record, or not at its beginning"
                     )));
                 }
+                if !self.begun && !self.begins_with_file {
+                    self.begins_with_file =
+                        self.log == self.begin.log && scanner.offset() == self.begin.offset;
+                }
                 self.select_anew = scanner.db() != 0;
                 self.passed += self.reached - self.entered;
                 (self.entered, self.reached) = (0, 0);
@@ -259,7 +266,8 @@ impl Replay {
         let mut step = Step::default();
         let Some(scanner) = &mut self.scanner else { return Ok(step) };
         if !self.begun {
-            if !scanner.at_record_start() || self.log != self.begin.log {
+            let is_behind = self.log == self.begin.log || self.begins_with_file;
+            if !scanner.at_record_start() || !is_behind {
                 return Err(Error::corrupt(format!(
                     "the baseline at {} does not stand before a record of {}",
                     self.begin, self.log

@@ -1,4 +1,7 @@
 //! The base of the append-only log as a baseline: it stands where the first increment begins.
+//!
+//! **Invariant:** it counts from the first instant for which the records behind it are timed. A base
+//! may be days old, and nothing in its log says when what stands there was done.
 
 use super::chain::read_manifest;
 use super::{AofSource, blocking};
@@ -30,7 +33,10 @@ pub(super) async fn take(source: &AofSource, out: mpsc::Sender<Bytes>) -> Result
     let mut control = Control::connect(endpoint).await?;
     let server = control.server().await?;
     version::check_captured(&server.version)?;
-    let copied = source.memory().copied.clone();
+    let (copied, tails) = {
+        let memory = source.memory();
+        (memory.copied.clone(), memory.tails)
+    };
     let mut base = find(source).await?;
     if copied.as_ref() == Some(&base.name) {
         control
@@ -71,8 +77,30 @@ pub(super) async fn take(source: &AofSource, out: mpsc::Sender<Bytes>) -> Result
     };
     source.memory().copied = Some(name);
     // The second in which it was begun was not over: the last record in it may be of its end.
-    let at = Timestamp::from_secs(ctime).after(Duration::from_secs(1));
+    let made = Timestamp::from_secs(ctime).after(Duration::from_secs(1));
+    let at = made.max(timed_from(source, &increment, tails).await?);
     Ok(BaselineTaken { position: Position::new(increment, 0), at, server, kind: "rdb" })
+}
+
+/// The earliest instant for which the records of `increment`, or of a file behind it, are timed.
+///
+/// # Errors
+/// Unavailable, if the capture ends before it has read up to there.
+async fn timed_from(source: &AofSource, increment: &str, tails: u64) -> Result<Timestamp> {
+    loop {
+        {
+            let memory = source.memory();
+            if memory.tails != tails {
+                return Err(Error::unavailable("the capture of the files began anew meanwhile")
+                    .hint("try again; the daemon takes a baseline that is due by itself"));
+            }
+            let reached = |log: &str| (log.len(), log) >= (increment.len(), increment);
+            if let Some((_, at)) = memory.marked.as_ref().filter(|(log, _)| reached(log)) {
+                return Ok(*at);
+            }
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
 }
 
 /// The base, and the increment behind it.

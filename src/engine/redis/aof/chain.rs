@@ -12,6 +12,7 @@
 //!
 //! **Invariant:** a file is done only when its successor was seen before its end was.
 
+use super::clock::End;
 use super::manifest::{self, Entry, Manifest};
 use crate::durable;
 use crate::error::{Context, Error, Result};
@@ -116,7 +117,9 @@ impl Chain {
             (None, Some(_)) => {
                 // Those that were proved to follow it, and what is live together with the last.
                 let mut files: Vec<Entry> = chain.pinned_entries()?;
-                let first = files.iter().position(|entry| entry.name == *name).unwrap_or(0);
+                let Some(first) = files.iter().position(|entry| entry.name == *name) else {
+                    return Ok(Err(format!("{name} is not the name of an increment")));
+                };
                 files.drain(..first);
                 let next = files.last().and_then(|last| place(&last.name));
                 files.extend(next.into_iter().flat_map(|i| increments.iter().skip(i + 1)).cloned());
@@ -134,15 +137,23 @@ impl Chain {
         self.parts.front().map(|part| part.entry.name.clone()).unwrap_or_default()
     }
 
-    /// Looks whether there is something behind `offset` of the current file.
-    pub(super) fn step(&mut self, offset: u64, room: usize) -> Result<Step> {
+    /// Looks whether there is something behind `offset` of the current file. Of the last one only
+    /// what was `written` by a server that lived on is read.
+    pub(super) fn step(&mut self, offset: u64, room: usize, written: Option<&End>) -> Result<Step> {
         // First the manifest: only then what is the end now is the end for good.
         self.follow()?;
         let Some(part) = self.parts.front() else { return Err(Error::bug("no file is read")) };
         let reading = || format!("read {}", part.entry.name);
         let len = part.file.metadata().unavailable(reading)?.len();
-        let Some(left) = len.checked_sub(offset) else { return Ok(Step::Shrunk(len)) };
-        let size = usize::try_from(left).unwrap_or(usize::MAX).min(room.min(CHUNK_BYTES));
+        if len < offset {
+            return Ok(Step::Shrunk(len));
+        }
+        // A file that has a successor, or that the server has left behind, is written no more.
+        let is_last = self.parts.len() == 1 && self.broken.is_none();
+        let written = written.filter(|(name, _)| *name == part.entry.name).map(|(_, end)| *end);
+        let until = if is_last { len.min(written.unwrap_or(0)) } else { len };
+        let left = usize::try_from(until.saturating_sub(offset)).unwrap_or(usize::MAX);
+        let size = left.min(room.min(CHUNK_BYTES));
         if size > 0 {
             let mut bytes = vec![0; size];
             return match part.file.read_exact_at(&mut bytes, offset) {
@@ -151,7 +162,7 @@ impl Chain {
                 Err(error) => Err(error).unavailable(reading),
             };
         }
-        if left > 0 {
+        if left > 0 || is_last {
             return Ok(Step::Idle);
         }
         if let Some(next) = self.parts.get(1) {
@@ -233,12 +244,10 @@ impl Chain {
 
     /// Names of the files that are linked.
     fn pinned(&self) -> Result<Vec<String>> {
-        let entries = match fs::read_dir(&self.pins) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(vec![]),
-            entries => entries.unavailable(|| format!("list {}", self.pins.display()))?,
-        };
-        let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-        Ok(names.filter(|name| seq(name).is_some()).collect())
+        if !self.pins.is_dir() {
+            return Ok(vec![]);
+        }
+        Ok(names_in(&self.pins)?.into_iter().filter(|name| seq(name).is_some()).collect())
     }
 
     /// The files that are linked, in order.
@@ -268,7 +277,7 @@ fn check(
              the archive has"
         ));
     }
-    let last = last.filter(|(place, _)| place.is_same_place(at));
+    let last = last.filter(|(place, bytes)| place.is_same_place(at) && !bytes.is_empty());
     if let Some((_, bytes)) = last {
         let bytes = bytes.get(bytes.len().saturating_sub(len.min(offset) as usize)..);
         let bytes = bytes.unwrap_or_default();
@@ -317,14 +326,13 @@ pub(super) fn read_manifest(dir: &Path) -> Result<Manifest> {
 
 fn manifest_path(dir: &Path) -> Result<PathBuf> {
     let shown = dir.display();
-    let entries = fs::read_dir(dir).map_err(|error| {
-        Error::usage(format!("read aof_dir {shown}")).source(error).hint(
-            "it is the folder appendonlydir of the server, on this host, and pitr must be able to \
-             read it",
-        )
-    })?;
-    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-    let mut found: Vec<String> = names
+    let mut found: Vec<String> = names_in(dir)
+        .map_err(|error| {
+            let hint = "aof_dir is the folder appendonlydir of the server, on this host, and pitr \
+                        must be able to read it";
+            Error::usage(error.to_string()).hint(hint)
+        })?
+        .into_iter()
         .filter(|name| name.strip_suffix(".manifest").is_some() && !name.starts_with("temp-"))
         .collect();
     match (found.pop(), found.pop()) {
@@ -337,3 +345,21 @@ fn manifest_path(dir: &Path) -> Result<PathBuf> {
         )),
     }
 }
+
+/// What is in a folder; without names that are not UTF-8, none of which the server gives.
+///
+/// # Errors
+/// Unavailable, if the folder or one of its entries cannot be read.
+pub(super) fn names_in(dir: &Path) -> Result<Vec<String>> {
+    let listing = || format!("list {}", dir.display());
+    let entries: std::io::Result<Vec<_>> =
+        fs::read_dir(dir).unavailable(listing)?.map(|entry| Ok(entry?.file_name())).collect();
+    Ok(entries
+        .unavailable(listing)?
+        .into_iter()
+        .filter_map(|name| name.into_string().ok())
+        .collect())
+}
+
+#[cfg(test)]
+mod tests;

@@ -19,6 +19,7 @@ mod tail;
 
 use super::control::Control;
 use super::{hold, locate};
+use crate::clock::Timestamp;
 use crate::engine::{Aof, Hold, Located, Placed, Source, SourceOptions, Work};
 use crate::error::{Error, Result};
 use crate::position::Position;
@@ -44,6 +45,10 @@ struct Memory {
     last: Option<(Position, Bytes)>,
     /// The run id of the server that wrote them.
     identity: String,
+    /// The file that is read now, and the earliest instant for which its records are timed.
+    marked: Option<(String, Timestamp)>,
+    /// How often a connection was begun or ended.
+    tails: u64,
     /// The name of the base that was last copied.
     copied: Option<String>,
 }
@@ -66,7 +71,12 @@ impl Source for AofSource {
         out: mpsc::Sender<Captured>,
         durable: watch::Receiver<Option<Position>>,
     ) -> Work<'_, ()> {
-        Box::pin(tail::tail(self, resume, out, durable))
+        Box::pin(async {
+            let ended = tail::tail(self, resume, out, durable).await;
+            // A baseline that waits for it need not.
+            self.memory().tails += 1;
+            ended
+        })
     }
 
     fn baseline(&self, out: mpsc::Sender<Bytes>) -> Work<'_, BaselineTaken> {

@@ -1,23 +1,20 @@
 //! Follows the files, and hands over what is in them.
 //!
-//! **Invariant:** nothing is handed over that is not in a file, and what a file lost again behind
-//! the last whole record is not taken for a record.
+//! **Invariant:** nothing is handed over that a server may take back: what one that died had written
+//! of a record is not taken for the beginning of the one that comes in its place.
 
 use super::chain::{Chain, Step};
-use super::clock::{FileClock, OFF};
+use super::clock::{self, End, FileClock, OFF, WAS_OFF};
 use super::{AofSource, blocking};
 use crate::clock::Timestamp;
 use crate::engine::redis::control::Control;
-use crate::engine::redis::resp::{Kind, Scanner};
-use crate::engine::redis::version;
+use crate::engine::redis::resp::Kind;
+use crate::engine::redis::{Records, version};
 use crate::engine::sample;
 use crate::engine::timing::Timing;
 use crate::error::{Class, Error, Result};
 use crate::position::Position;
-use crate::record::{
-    CHUNK_BYTES, Captured, Chunk, Continuity, LANDMARKS_MAX, Landmark, Mark, Server, TimeSource,
-    add_landmark,
-};
+use crate::record::{CHUNK_BYTES, Captured, Chunk, Continuity, Mark, Server, TimeSource};
 use bytes::Bytes;
 use std::path::Path;
 use std::time::Duration;
@@ -46,21 +43,24 @@ pub(super) async fn tail(
     let mut control = Control::connect(&options.endpoint).await?;
     let server = control.server().await?;
     version::check_captured(&server.version)?;
-    check_folder(&mut control, &source.aof.dir).await?;
+    check_folder(source, &mut control).await?;
     let skew_micros = control.skew_micros().await?;
-    let (chain, at, continuity) = open(source, resume, &server).await?;
+    let (chain, at, continuity) = open(source, &mut control, resume, &server).await?;
 
     let mut tasks = JoinSet::new();
     let (trouble_in, trouble) = watch::channel(None);
-    let clock = FileClock {
+    let (written_in, written) = watch::channel(None);
+    let file_clock = FileClock {
         control: Some(control),
         endpoint: options.endpoint.clone(),
         identity: server.identity.clone(),
         dir: source.aof.dir.clone(),
+        written: written_in,
         trouble: trouble_in,
         silent_since: None,
     };
-    let samples = sample::start(&mut tasks, clock, options.endpoint.clone(), options.sample_every);
+    let samples =
+        sample::start(&mut tasks, file_clock, options.endpoint.clone(), options.sample_every);
     let opened = Captured::Opened { server, at: at.clone(), continuity, skew_micros };
     if out.send(opened).await.is_err() {
         return Ok(());
@@ -70,21 +70,22 @@ pub(super) async fn tail(
         source,
         out,
         timing,
-        scanner: Scanner::of(&at.log, at.offset, at.db),
+        records: Records::new(&at),
         chunk: empty_chunk(at.offset),
         log: at.log,
-        whole: None,
-        landmark: None,
+        recent: vec![],
         notes: vec![],
         newest: None,
         due: None,
     };
-    stream.run(chain, trouble, durable).await
+    stream.run(chain, &written, &trouble, durable).await
 }
 
 /// Whether the folder is where the server writes, as far as both can be seen.
-async fn check_folder(control: &mut Control, dir: &Path) -> Result<()> {
+async fn check_folder(source: &AofSource, control: &mut Control) -> Result<()> {
+    let dir = &source.aof.dir;
     if !control.persistence().await?.enabled {
+        source.memory().broken = Some(WAS_OFF.into());
         return Err(Error::refused(OFF).hint("CONFIG SET appendonly yes"));
     }
     let (Some(home), Some(name)) =
@@ -108,6 +109,7 @@ async fn check_folder(control: &mut Control, dir: &Path) -> Result<()> {
 /// The files from `resume` on, or from the current base on, with the reason.
 async fn open(
     source: &AofSource,
+    control: &mut Control,
     resume: Option<Position>,
     server: &Server,
 ) -> Result<(Chain, Position, Continuity)> {
@@ -117,23 +119,33 @@ async fn open(
         (memory.broken.clone(), memory.last.clone(), memory.identity.clone())
     };
     let same_server = identity == server.identity;
-    let opened = blocking(move || {
-        let reason = match (&resume, broken) {
-            (Some(_), Some(reason)) => Some(reason),
-            (None, _) => None,
-            (Some(at), None) => match Chain::resume(&dir, &pins, at, last.as_ref(), same_server)? {
-                Ok(chain) => return Ok((chain, at.clone(), Continuity::Continues)),
-                Err(reason) => Some(reason),
-            },
-        };
-        let chain = Chain::begin(&dir, &pins)?;
-        let at = Position::new(chain.name(), 0);
-        Ok((chain, at, reason.map_or(Continuity::Begins, Continuity::Broken)))
-    })
-    .await?;
+    let resumed = match (resume, broken) {
+        (None, _) => Err(None),
+        (Some(_), Some(reason)) => Err(Some(reason)),
+        (Some(at), None) => {
+            blocking(move || {
+                let chain = Chain::resume(&dir, &pins, &at, last.as_ref(), same_server)?;
+                Ok(chain.map(|chain| (chain, at)).map_err(Some))
+            })
+            .await?
+        }
+    };
+    let opened = match resumed {
+        Ok((chain, at)) => (chain, at, Continuity::Continues),
+        Err(reason) => {
+            // While the first base is written, the manifest names files that nothing follows.
+            clock::place(control, &source.aof.dir).await?;
+            let (dir, pins) = (source.aof.dir.clone(), source.aof.pins.clone());
+            let chain = blocking(move || Chain::begin(&dir, &pins)).await?;
+            let at = Position::new(chain.name(), 0);
+            (chain, at, reason.map_or(Continuity::Begins, Continuity::Broken))
+        }
+    };
     let mut memory = source.memory();
     memory.broken = None;
     memory.identity.clone_from(&server.identity);
+    memory.marked = None;
+    memory.tails += 1;
     Ok(opened)
 }
 
@@ -143,12 +155,11 @@ struct Stream<'a> {
     out: mpsc::Sender<Captured>,
     timing: Timing,
     log: String,
-    scanner: Scanner,
+    records: Records,
     /// What was read and not handed over yet.
     chunk: Chunk,
-    /// Where its last whole record ends, and the database selected there.
-    whole: Option<(u64, u32)>,
-    landmark: Option<(&'static str, u32)>,
+    /// The last bytes before it.
+    recent: Vec<u8>,
     /// What annotations in it say of the time.
     notes: Vec<Mark>,
     /// The latest time of a mark that was handed over.
@@ -164,14 +175,18 @@ impl Stream<'_> {
     async fn run(
         &mut self,
         mut chain: Chain,
-        mut trouble: watch::Receiver<Option<String>>,
+        written: &watch::Receiver<Option<End>>,
+        trouble: &watch::Receiver<Option<String>>,
         mut durable: watch::Receiver<Option<Position>>,
     ) -> Result<()> {
         loop {
+            // In this order: what was written before the trouble is read.
+            let said = trouble.borrow().clone();
+            let written = written.borrow().clone();
             let (offset, room) =
-                (self.scanner.offset(), CHUNK_BYTES.saturating_sub(self.chunk.bytes.len()));
+                (self.records.offset(), CHUNK_BYTES.saturating_sub(self.chunk.bytes.len()));
             let (back, step) = blocking(move || {
-                let step = chain.step(offset, room);
+                let step = chain.step(offset, room, written.as_ref());
                 Ok((chain, step))
             })
             .await?;
@@ -184,9 +199,9 @@ impl Stream<'_> {
                     }
                     false
                 }
-                Step::Idle => self.chunk.bytes.len() < CHUNK_BYTES,
+                Step::Idle => true,
                 Step::Next(next) => {
-                    if !self.scanner.at_record_start() {
+                    if !self.records.at_record_start() {
                         return self.broken(format!("{} ends within a record", self.log)).await;
                     }
                     if self.hand_over().await.is_err() || self.enter(next).await.is_err() {
@@ -197,6 +212,7 @@ impl Stream<'_> {
                 }
                 Step::Broken(reason) => return self.broken(reason).await,
                 Step::Shrunk(len) => {
+                    drop(self.hand_over_whole().await);
                     return Err(Error::unavailable(format!(
                         "{} was cut to {len} bytes, after {offset} were read",
                         self.log
@@ -216,10 +232,12 @@ impl Stream<'_> {
             if !is_idle {
                 continue;
             }
-            let said = trouble.borrow_and_update().clone();
             if let Some(said) = said {
-                // What was written before is all read: nothing more came.
+                // What is not whole, nobody completes.
                 drop(self.hand_over_whole().await);
+                if said == OFF {
+                    self.source.memory().broken = Some(WAS_OFF.into());
+                }
                 return Err(Error::unavailable(said));
             }
             let out = self.out.clone();
@@ -246,33 +264,18 @@ impl Stream<'_> {
 
     /// Takes bytes in, and finds the records in them.
     fn scan(&mut self, bytes: &[u8]) -> Result<()> {
-        let mut at = 0;
-        while let Some(command) = self.scanner.next(bytes, &mut at)? {
+        let from = self.chunk.bytes.len();
+        self.chunk.bytes.extend_from_slice(bytes);
+        self.due.get_or_insert_with(|| Instant::now() + HOLD);
+        let at = self.notes.last().map(|note| note.at).or(self.newest);
+        let notes = &mut self.notes;
+        self.records.note(&mut self.chunk, from, at, |command| {
             if let Kind::Note(Some(secs)) = command.kind {
                 // What stands before was done before this second.
                 let at = Timestamp::from_secs(i64::try_from(secs).unwrap_or(i64::MAX)).shifted(-1);
-                self.notes.push(Mark::new(command.start, at));
+                notes.push(Mark::new(command.start, at));
             }
-            if let Some(name) = command.landmark {
-                self.landmark.get_or_insert((name, command.db));
-            }
-            if command.ends_record {
-                if let Some((name, db)) = self.landmark.take() {
-                    let text = match name {
-                        "FLUSHDB" => format!("FLUSHDB of database {db}"),
-                        name => name.to_owned(),
-                    };
-                    let at = self.notes.last().map(|note| note.at).or(self.newest);
-                    let landmark = Landmark { offset: command.record_start, at, text, more: 0 };
-                    add_landmark(&mut self.chunk.landmarks, landmark, LANDMARKS_MAX);
-                }
-                self.whole = Some((command.end, command.db));
-                self.chunk.records += u32::from(command.record_has_data);
-            }
-        }
-        self.chunk.bytes.extend_from_slice(bytes);
-        self.due.get_or_insert_with(|| Instant::now() + HOLD);
-        Ok(())
+        })
     }
 
     /// Hands over what was read.
@@ -289,38 +292,41 @@ impl Stream<'_> {
         marks.retain(|mark| mark.offset >= start);
         marks.sort_by_key(|mark| (mark.offset, mark.at));
         chunk.marks = marks.into_iter().map(|mark| self.in_order(mark)).collect();
-        if let Some((offset, db)) = self.whole.take() {
-            let place = Position { db, ..Position::new(self.log.clone(), offset) };
-            let whole = usize::try_from(offset - start).unwrap_or(usize::MAX);
-            let bytes = chunk.bytes.get(whole.saturating_sub(LAST_BYTES)..whole);
-            let last = Bytes::copy_from_slice(bytes.unwrap_or_default());
-            self.source.memory().last = Some((Position::new(self.log.clone(), offset), last));
-            chunk.whole = Some(place);
+        chunk.whole = self.records.take_whole();
+        if let Some(place) = &chunk.whole {
+            let whole = usize::try_from(place.offset - start).unwrap_or(usize::MAX);
+            let before = chunk.bytes.get(..whole).unwrap_or_default();
+            let last = Bytes::from(last_of(&self.recent, before));
+            self.source.memory().last = Some((place.clone(), last));
         }
+        self.recent = last_of(&self.recent, &chunk.bytes);
         self.out.send(Captured::Chunk(chunk)).await.map_err(|_| Closed)
     }
 
     /// Hands over only the bytes before the first record that is not whole.
     async fn hand_over_whole(&mut self) -> Result<(), Closed> {
-        let whole = self.whole.map_or(0, |(end, _)| end.saturating_sub(self.chunk.start));
+        let whole =
+            self.records.whole_until().map_or(0, |end| end.saturating_sub(self.chunk.start));
         self.chunk.bytes.truncate(usize::try_from(whole).unwrap_or(usize::MAX));
         self.hand_over().await
     }
 
     /// Goes over to the next file.
     async fn enter(&mut self, next: String) -> Result<(), Closed> {
-        self.scanner = Scanner::of(&next, 0, 0);
+        let at = Position::new(next.clone(), 0);
+        self.records = Records::new(&at);
         self.chunk = empty_chunk(0);
+        self.recent.clear();
         self.notes.clear();
         self.source.memory().last = None;
-        self.log.clone_from(&next);
-        self.out.send(Captured::Log(Position::new(next, 0))).await.map_err(|_| Closed)
+        self.log = next;
+        self.out.send(Captured::Log(at)).await.map_err(|_| Closed)
     }
 
     /// Says of an idle log that nothing is missing, now and then.
     async fn alive(&mut self) -> Result<(), Closed> {
         let (log, offset) = (self.log.clone(), self.chunk.start);
-        if !self.chunk.bytes.is_empty() || !self.scanner.at_record_start() {
+        if !self.chunk.bytes.is_empty() || !self.records.at_record_start() {
             return Ok(());
         }
         let Some(mark) = self.timing.alive(&log, offset) else { return Ok(()) };
@@ -332,8 +338,21 @@ impl Stream<'_> {
     fn in_order(&mut self, mark: Mark) -> Mark {
         let mark = self.newest.map_or(mark, |newest| mark.held_to(newest));
         self.newest = Some(mark.at);
+        let mut memory = self.source.memory();
+        if memory.marked.as_ref().is_none_or(|(log, _)| *log != self.log) {
+            // What stands before a mark may be that much later.
+            memory.marked = Some((self.log.clone(), mark.at.after(mark.span())));
+        }
         mark
     }
+}
+
+/// The last bytes of two pieces that stand behind each other.
+fn last_of(first: &[u8], second: &[u8]) -> Vec<u8> {
+    let second = second.get(second.len().saturating_sub(LAST_BYTES)..).unwrap_or_default();
+    let room = LAST_BYTES - second.len();
+    let first = first.get(first.len().saturating_sub(room)..).unwrap_or_default();
+    [first, second].concat()
 }
 
 fn empty_chunk(start: u64) -> Chunk {

@@ -160,3 +160,40 @@ async fn a_database_that_the_target_lacks_stops_the_replay() {
         assert!(error.to_string().contains("has only"), "{error}");
     }
 }
+
+/// Files of an append-only log as the archive gives them back.
+fn files(logs: &[(&str, &[&[&str]])]) -> mpsc::Receiver<Result<Piece>> {
+    let (sender, pieces) = mpsc::channel(100);
+    for (log, commands) in logs {
+        let at = Position::new(*log, 0);
+        sender.try_send(Ok(Piece::Log { at, head: Bytes::new() })).unwrap();
+        for command in *commands {
+            sender.try_send(Ok(Piece::Bytes(wire(command).into()))).unwrap();
+        }
+    }
+    pieces
+}
+
+async fn replay_files(logs: &[(&str, &[&[&str]])], cut: Position) -> Result<Vec<u8>> {
+    let begin = Position::new("a.1.incr.aof", 0);
+    let mut replay = Replay::new(files(logs), &begin, &Cut::At(cut), None)?;
+    let mut out = vec![];
+    while let Some(step) = replay.next().await? {
+        out.extend_from_slice(&step.bytes);
+    }
+    Ok(out)
+}
+
+#[tokio::test]
+async fn each_file_begins_in_database_0_and_a_baseline_may_stand_before_an_empty_one() {
+    let (first, second) = (["SELECT", "3"], ["SET", "a", "1"]);
+    let end = wire(&second).len() as u64;
+    let logs: [(&str, &[&[&str]]); 3] =
+        [("a.1.incr.aof", &[]), ("a.2.incr.aof", &[&first]), ("a.3.incr.aof", &[&second])];
+    let out = replay_files(&logs, Position::new("a.3.incr.aof", end)).await.unwrap();
+    let zero = ["SELECT", "0"];
+    assert_eq!(out, [wire(&zero), wire(&first), wire(&zero), wire(&second)].concat());
+    // Of a file that the baseline's place is not in, nothing says what came before it.
+    let error = replay_files(&logs[1..], Position::new("a.3.incr.aof", end)).await.unwrap_err();
+    assert_eq!(error.class(), Class::Corrupt, "{error}");
+}
