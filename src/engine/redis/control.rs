@@ -47,6 +47,9 @@ impl Timed for Sample {
 /// What EXEC gives back of TIME and ROLE.
 type TimeAndRole = ((i64, i64), Vec<::redis::Value>);
 
+/// What EXEC gives back of TIME and two sections of INFO.
+type TimeAndInfo = ((i64, i64), String, String);
+
 /// A connection for ordinary commands.
 pub(super) struct Control {
     connection: MultiplexedConnection,
@@ -285,8 +288,7 @@ impl Control {
             pipe.cmd("INFO").arg(section).ignore();
         }
         pipe.cmd("EXEC");
-        let reply: Result<(((i64, i64), String, String),), _> =
-            pipe.query_async(&mut self.connection).await;
+        let reply: Result<(TimeAndInfo,), _> = pipe.query_async(&mut self.connection).await;
         let (((secs, micros), server, persistence),) =
             reply.map_err(|e| failure(&self.address, doing, e))?;
         let identity = self.server_of(fields(&server))?.identity;

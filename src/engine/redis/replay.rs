@@ -42,6 +42,16 @@ enum Fate {
     Drop,
 }
 
+/// How far the replay is with the baseline's place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Met {
+    No,
+    /// Its file ended there, so the next file begins behind it.
+    AtEndOfFile,
+    /// The first SELECT was given out.
+    Passed,
+}
+
 /// A replay under way.
 #[derive(Debug)]
 pub(super) struct Replay {
@@ -59,10 +69,7 @@ pub(super) struct Replay {
     unread: Bytes,
     fate: Fate,
     held: Vec<u8>,
-    /// Whether the first SELECT was given out.
-    begun: bool,
-    /// Whether the baseline's file ended at its place, so that the next file begins behind it.
-    begins_with_file: bool,
+    begin_met: Met,
     /// Whether the cut's log was met.
     cut_log_met: bool,
     applied: Applied,
@@ -104,8 +111,7 @@ impl Replay {
             unread: Bytes::new(),
             fate: Fate::default(),
             held: vec![],
-            begun: false,
-            begins_with_file: false,
+            begin_met: Met::No,
             cut_log_met: begin.log == cut.log,
             applied: Applied::default(),
             last: None,
@@ -147,7 +153,7 @@ impl Replay {
                 self.read().await?;
                 continue;
             }
-            if !self.begun && !self.begins_with_file && offset < self.begin.offset {
+            if self.begin_met == Met::No && offset < self.begin.offset {
                 self.skip(self.begin.offset - offset)?;
                 continue;
             }
@@ -217,9 +223,10 @@ impl Replay {
                         "the archive goes on at {at} within a record, or not at its beginning"
                     )));
                 }
-                if !self.begun && !self.begins_with_file {
-                    self.begins_with_file =
-                        self.log == self.begin.log && scanner.offset() == self.begin.offset;
+                let is_at_begin =
+                    self.log == self.begin.log && scanner.offset() == self.begin.offset;
+                if self.begin_met == Met::No && is_at_begin {
+                    self.begin_met = Met::AtEndOfFile;
                 }
                 self.select_anew = scanner.db() != 0;
                 self.passed += self.reached - self.entered;
@@ -265,15 +272,15 @@ impl Replay {
     fn pass(&mut self, bytes: &[u8]) -> Result<Step> {
         let mut step = Step::default();
         let Some(scanner) = &mut self.scanner else { return Ok(step) };
-        if !self.begun {
-            let is_behind = self.log == self.begin.log || self.begins_with_file;
+        if self.begin_met != Met::Passed {
+            let is_behind = self.log == self.begin.log || self.begin_met == Met::AtEndOfFile;
             if !scanner.at_record_start() || !is_behind {
                 return Err(Error::corrupt(format!(
                     "the baseline at {} does not stand before a record of {}",
                     self.begin, self.log
                 )));
             }
-            self.begun = true;
+            self.begin_met = Met::Passed;
             self.db_max = self.db_max.max(scanner.db());
             check_databases(scanner.db(), self.databases)?;
             step.bytes = encode(&[b"SELECT", scanner.db().to_string().as_bytes()]);
