@@ -23,7 +23,7 @@ use crate::clock::Timestamp;
 use crate::engine::{Aof, Hold, Located, Placed, Source, SourceOptions, Work};
 use crate::error::{Error, Result};
 use crate::position::Position;
-use crate::record::{BaselineTaken, Captured, Piece, Server};
+use crate::record::{BaselineTaken, Captured, Piece, Recalled, Server};
 use bytes::Bytes;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::sync::{mpsc, watch};
@@ -41,7 +41,7 @@ pub struct AofSource {
 struct Memory {
     /// Why the files cannot be gone on with.
     broken: Option<String>,
-    /// A place up to which all was handed over, and the bytes before it.
+    /// Where the archive ends, and the bytes before it.
     last: Option<(Position, Bytes)>,
     /// The run id of the server that wrote them.
     identity: String,
@@ -83,10 +83,10 @@ impl Source for AofSource {
         Box::pin(baseline::take(self, out))
     }
 
-    fn recall(&self, server: &Server, last: Option<(Position, Bytes)>) {
+    fn recall(&self, server: &Server, last: Option<Recalled>) {
         let mut memory = self.memory();
         memory.identity.clone_from(&server.identity);
-        memory.last = last;
+        memory.last = last.map(|last| (last.place, last.before));
     }
 
     fn place<'a>(&'a self, _name: &'a str) -> Work<'a, Placed> {

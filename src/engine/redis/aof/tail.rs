@@ -15,7 +15,6 @@ use crate::engine::timing::Timing;
 use crate::error::{Class, Error, Result};
 use crate::position::Position;
 use crate::record::{CHUNK_BYTES, Captured, Chunk, Continuity, Mark, Server, TimeSource};
-use bytes::Bytes;
 use std::path::Path;
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
@@ -28,9 +27,6 @@ const LOOK_EVERY: Duration = Duration::from_millis(5);
 
 /// How long the first byte of a chunk waits for more.
 const HOLD: Duration = Duration::from_millis(50);
-
-/// How many last bytes are remembered, to know the file again by them.
-const LAST_BYTES: usize = 4096;
 
 /// The work of `Source::tail`.
 pub(super) async fn tail(
@@ -73,7 +69,6 @@ pub(super) async fn tail(
         records: Records::new(&at),
         chunk: empty_chunk(at.offset),
         log: at.log,
-        recent: vec![],
         notes: vec![],
         newest: None,
         due: None,
@@ -158,8 +153,6 @@ struct Stream<'a> {
     records: Records,
     /// What was read and not handed over yet.
     chunk: Chunk,
-    /// The last bytes before it.
-    recent: Vec<u8>,
     /// What annotations in it say of the time.
     notes: Vec<Mark>,
     /// The latest time of a mark that was handed over.
@@ -293,13 +286,6 @@ impl Stream<'_> {
         marks.sort_by_key(|mark| (mark.offset, mark.at));
         chunk.marks = marks.into_iter().map(|mark| self.in_order(mark)).collect();
         chunk.whole = self.records.take_whole();
-        if let Some(place) = &chunk.whole {
-            let whole = usize::try_from(place.offset - start).unwrap_or(usize::MAX);
-            let before = chunk.bytes.get(..whole).unwrap_or_default();
-            let last = Bytes::from(last_of(&self.recent, before));
-            self.source.memory().last = Some((place.clone(), last));
-        }
-        self.recent = last_of(&self.recent, &chunk.bytes);
         self.out.send(Captured::Chunk(chunk)).await.map_err(|_| Closed)
     }
 
@@ -316,9 +302,7 @@ impl Stream<'_> {
         let at = Position::new(next.clone(), 0);
         self.records = Records::new(&at);
         self.chunk = empty_chunk(0);
-        self.recent.clear();
         self.notes.clear();
-        self.source.memory().last = None;
         self.log = next;
         self.out.send(Captured::Log(at)).await.map_err(|_| Closed)
     }
@@ -345,14 +329,6 @@ impl Stream<'_> {
         }
         mark
     }
-}
-
-/// The last bytes of two pieces that stand behind each other.
-fn last_of(first: &[u8], second: &[u8]) -> Vec<u8> {
-    let second = second.get(second.len().saturating_sub(LAST_BYTES)..).unwrap_or_default();
-    let room = LAST_BYTES - second.len();
-    let first = first.get(first.len().saturating_sub(room)..).unwrap_or_default();
-    [first, second].concat()
 }
 
 fn empty_chunk(start: u64) -> Chunk {
