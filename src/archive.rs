@@ -26,9 +26,10 @@ use crate::segment::Reader;
 use crate::store::Local;
 use bytes::Bytes;
 use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io::{BufReader, ErrorKind};
 use std::ops::RangeInclusive;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -60,7 +61,12 @@ impl Archive {
             return Err(Error::refused(format!("{} is an archive already", root.display()))
                 .hint("`pitr run` goes on with it"));
         }
-        durable::create_dir_all(root)?;
+        if !root.exists() {
+            durable::create_dir_all(root)?;
+            // It will hold all data of all sources. A folder that was there keeps its rights.
+            std::fs::set_permissions(root, Permissions::from_mode(0o700))
+                .unavailable(|| format!("protect {}", root.display()))?;
+        }
         let mut entries =
             std::fs::read_dir(root).unavailable(|| format!("read folder {}", root.display()))?;
         if entries.next().is_some() {

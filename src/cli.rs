@@ -4,6 +4,7 @@
 //! in pitr uses this module.
 
 mod progress;
+mod doctor;
 mod log;
 mod mark;
 mod restore;
@@ -32,6 +33,7 @@ use tracing_subscriber::EnvFilter;
     after_help = "\
 Examples:
   pitr init                                    create the archive named in pitr.toml
+  pitr doctor                                  what would go wrong, and what mends it
   pitr run                                     capture every source, until stopped
   pitr windows                                 what can be restored, and how far behind it is
   pitr restore --to '10 minutes ago' --plan    what a restore would do
@@ -58,6 +60,8 @@ struct Cli {
 enum Command {
     /// Create the archive
     Init,
+    /// Look at servers, settings, rights, disk and tools, and say what mends what is wrong
+    Doctor(doctor::DoctorArgs),
     /// Capture every source, until stopped (Ctrl-C and SIGTERM seal and stop)
     Run,
     /// Take a baseline now, through the running daemon, or alone when none runs
@@ -197,6 +201,7 @@ fn run(cli: Cli) -> Result<()> {
     let config = Config::load(cli.config.as_deref())?;
     match cli.command {
         Command::Init => init(&config, cli.json),
+        Command::Doctor(args) => doctor::doctor(&config, &args, cli.json),
         Command::Run => runtime()?.block_on(daemon::run(config, until_stopped())),
         Command::Baseline { source } => take_baselines(config, &source, cli.json),
         Command::Mark(args) => mark::mark(&config, &args, cli.json),

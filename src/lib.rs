@@ -40,5 +40,6 @@ pub mod export;
 pub mod config;
 pub mod daemon;
 pub mod windows;
+pub mod doctor;
 pub mod demo;
 pub mod cli;

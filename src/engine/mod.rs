@@ -10,6 +10,7 @@
 //! [`Continuity::Broken`]: crate::record::Continuity::Broken
 
 mod endpoint;
+pub mod checkup;
 mod expiry;
 mod guard;
 mod private;

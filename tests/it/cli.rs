@@ -145,6 +145,24 @@ async fn commands_in_the_wrong_order_say_which_comes_first() {
 }
 
 #[tokio::test]
+async fn doctor_shows_each_finding_with_its_reason_and_what_mends_it() {
+    let pitr = pitr();
+    let before = session(&pitr, &[&["doctor"]]).await;
+    pitr.run(&["init"]).await.ok();
+    let after = session(&pitr, &[&["doctor", "--source", "shop-redis"]]).await;
+    // What depends on the machine and the moment.
+    let fixed = |line: &str| match line.split_once(": ") {
+        Some((check, _)) if check.ends_with(" archive") && line.contains(", made ") => {
+            format!("{check}: […]\n")
+        }
+        Some((check, _)) if check.ends_with(" space") => format!("{check}: […]\n"),
+        _ => format!("{line}\n"),
+    };
+    let text: String = format!("{before}\n{after}").lines().map(fixed).collect();
+    assert_snapshot!("doctor", text);
+}
+
+#[tokio::test]
 async fn an_instant_in_the_future_is_refused_as_not_restorable() {
     let pitr = pitr();
     pitr.run(&["init"]).await.ok();

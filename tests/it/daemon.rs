@@ -151,10 +151,10 @@ async fn a_full_disk_holds_the_capture_up_and_loses_nothing() {
 }
 
 /// A file system of a few MiB, unmounted when dropped. Needs root, as the test servers do.
-struct SmallDisk(tempfile::TempDir);
+pub(crate) struct SmallDisk(tempfile::TempDir);
 
 impl SmallDisk {
-    fn mount(mib: u32) -> Self {
+    pub(crate) fn mount(mib: u32) -> Self {
         let dir = tempfile::Builder::new().prefix("pitr-disk-").tempdir().unwrap();
         let size = format!("size={mib}m");
         let status = Command::new("mount")
@@ -166,7 +166,7 @@ impl SmallDisk {
         Self(dir)
     }
 
-    fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.0.path()
     }
 }

@@ -26,6 +26,7 @@ mod crash;
 mod daemon;
 mod damage;
 mod digest;
+mod doctor;
 mod events;
 mod export;
 mod gtidless;

@@ -89,8 +89,7 @@ pub(crate) async fn look(conn: &mut Conn, peer: &str) -> Result<Facts> {
         check_logs_all(conn, peer).await?;
     }
     let identity = identity(conn, peer, flavor).await?;
-    let new_words = !flavor.is_maria() && flavor.number >= NEW_WORDS;
-    let status = if new_words { "SHOW BINARY LOG STATUS" } else { "SHOW MASTER STATUS" };
+    let status = status_words(flavor);
     let current = end_of_log(conn, peer, status).await?;
     // The list is read after the current file, so it has that one, unless it was purged since.
     let files: Vec<Row> = sql::rows(conn, peer, "SHOW BINARY LOGS").await?;
@@ -119,8 +118,14 @@ pub(crate) async fn look(conn: &mut Conn, peer: &str) -> Result<Facts> {
     })
 }
 
+/// The statement that shows the current file.
+pub(super) fn status_words(flavor: Flavor) -> &'static str {
+    let new_words = !flavor.is_maria() && flavor.number >= NEW_WORDS;
+    if new_words { "SHOW BINARY LOG STATUS" } else { "SHOW MASTER STATUS" }
+}
+
 /// A replica that does not log what it replicates has none of it in its files.
-async fn check_logs_all(conn: &mut Conn, peer: &str) -> Result<()> {
+pub(super) async fn check_logs_all(conn: &mut Conn, peer: &str) -> Result<()> {
     let ask = "SHOW GLOBAL VARIABLES WHERE Variable_name IN \
                ('log_replica_updates', 'log_slave_updates') AND Value = 'OFF'";
     if sql::rows::<Row>(conn, peer, ask).await?.is_empty()
@@ -149,7 +154,7 @@ async fn resets(conn: &mut Conn, peer: &str) -> Result<u64> {
 /// What a MariaDB must not have switched on. A dump from the middle of an encrypted file has an
 /// event that the file does not have there, so offsets would no longer be those of the file; a
 /// binlog in InnoDB (from 12.3 on) has neither files nor offsets.
-async fn check_maria(conn: &mut Conn, peer: &str) -> Result<()> {
+pub(super) async fn check_maria(conn: &mut Conn, peer: &str) -> Result<()> {
     let ask = "SHOW GLOBAL VARIABLES WHERE Variable_name IN \
                ('encrypt_binlog', 'binlog_storage_engine') AND Value NOT IN ('', 'OFF')";
     let odd: Vec<(String, String)> = sql::rows(conn, peer, ask).await?;
@@ -198,7 +203,7 @@ async fn executed(conn: &mut Conn, peer: &str, flavor: Flavor) -> Result<Execute
     text.parse()
 }
 
-fn check_version(peer: &str, version: &str) -> Result<Flavor> {
+pub(super) fn check_version(peer: &str, version: &str) -> Result<Flavor> {
     let Some(flavor) = Flavor::parse(version) else {
         return Err(Error::refused(format!("{peer} gives {version:?} as its version")));
     };
@@ -451,7 +456,7 @@ async fn commits_wait(conn: &mut Conn, peer: &str) -> Result<bool> {
 }
 
 /// How far the source's clock is ahead of this host's, in µs.
-async fn skew(conn: &mut Conn, peer: &str) -> Result<i64> {
+pub(super) async fn skew(conn: &mut Conn, peer: &str) -> Result<i64> {
     let mut best: Option<(Duration, i64)> = None;
     for _ in 0..CLOCK_READINGS {
         let before = Timestamp::now();

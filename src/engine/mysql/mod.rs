@@ -8,6 +8,7 @@
 //! parsed is parsed beside them.
 
 mod auth;
+mod checkup;
 mod client;
 pub mod digest;
 mod event;
@@ -35,6 +36,7 @@ mod timing;
 #[doc(hidden)]
 pub mod fuzz;
 
+pub(in crate::engine) use checkup::checkup;
 pub use client::knock;
 pub use find::find_late;
 pub(crate) use find::{difference, names};

@@ -326,6 +326,16 @@ async fn check_no_source(conn: &mut Conn, replicas: &str, at: &str) -> Result<()
         .hint("detach them first: they would take over everything that is restored"))
 }
 
+/// The statements that lead from a `gtid_mode` to ON.
+pub(super) fn switch_to_gtids(mode: &str) -> String {
+    let steps = ["OFF", "OFF_PERMISSIVE", "ON_PERMISSIVE", "ON"];
+    let from = steps.iter().position(|step| *step == mode).unwrap_or(0) + 1;
+    let modes = steps.get(from..).unwrap_or_default().iter();
+    let statements = std::iter::once("SET PERSIST enforce_gtid_consistency = ON".to_owned())
+        .chain(modes.map(|mode| format!("SET PERSIST gtid_mode = {mode}")));
+    statements.collect::<Vec<_>>().join("; ")
+}
+
 /// Settings of a running server.
 #[derive(Debug)]
 struct Settings {
@@ -358,15 +368,10 @@ impl Settings {
         if gtid_mode == "ON" && consistency == "ON" {
             return Ok(());
         }
-        let steps = ["OFF", "OFF_PERMISSIVE", "ON_PERMISSIVE", "ON"];
-        let from = steps.iter().position(|step| step == gtid_mode).unwrap_or(0) + 1;
-        let modes = steps.get(from..).unwrap_or_default().iter();
-        let statements = std::iter::once("SET PERSIST enforce_gtid_consistency = ON".to_owned())
-            .chain(modes.map(|mode| format!("SET PERSIST gtid_mode = {mode}")));
         Err(Error::refused(format!(
             "{at} has gtid_mode = {gtid_mode} and enforce_gtid_consistency = {consistency}"
         ))
-        .hint(statements.collect::<Vec<_>>().join("; ")))
+        .hint(switch_to_gtids(gtid_mode)))
     }
 
     /// Whether it applies transactions without GTIDs, and others if there are some.

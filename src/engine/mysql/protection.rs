@@ -12,6 +12,7 @@ use super::join;
 use super::sql;
 use crate::clock::Timestamp;
 use crate::engine::Endpoint;
+use crate::engine::checkup::{Finding, Level, span};
 use crate::error::{Error, Result};
 use crate::record::{Captured, Protection};
 use mysql_async::Conn;
@@ -25,6 +26,9 @@ const EVERY: Duration = Duration::from_secs(1);
 
 /// How long to wait for the stream's first packet before looking for it again.
 const FIRST_PACKET: Duration = Duration::from_millis(20);
+
+/// A source that waits for so long stands still when pitr does, more than it is slowed down.
+const TIMEOUT_MAX: Duration = Duration::from_mins(5);
 
 /// The statement that installs the plugin (MySQL 8.0.26 and newer; in MariaDB it is built in).
 const INSTALL: &str = "INSTALL PLUGIN rpl_semi_sync_source SONAME 'semisync_source.so'; \
@@ -154,11 +158,7 @@ impl<'a> Watch<'a> {
             Some(conn) => conn,
             None => conn.insert(sql::connect(self.endpoint).await?),
         };
-        let mut rows = vec![];
-        for kind in ["VARIABLES", "STATUS"] {
-            let ask = format!("SHOW GLOBAL {kind} LIKE 'rpl_semi_sync%'");
-            rows.extend(sql::rows::<(String, String)>(conn, &peer, &ask).await?);
-        }
+        let rows = variables_and_status(conn, &peer).await?;
         // After the answers: a lapse that began in between is in the next ones.
         let at = join::clock(conn, &peer).await?;
         Ok((Sample::of(rows), at))
@@ -198,6 +198,82 @@ impl<'a> Watch<'a> {
     }
 }
 
+/// Everything that a server says of semi-synchronous replication.
+async fn variables_and_status(conn: &mut Conn, peer: &str) -> Result<Vec<(String, String)>> {
+    let mut rows = vec![];
+    for kind in ["VARIABLES", "STATUS"] {
+        let ask = format!("SHOW GLOBAL {kind} LIKE 'rpl_semi_sync%'");
+        rows.extend(sql::rows::<(String, String)>(conn, peer, &ask).await?);
+    }
+    Ok(rows)
+}
+
+/// Judges a server whose commits are to wait for the archive (`semi_sync`).
+pub(super) async fn checkup(conn: &mut Conn, peer: &str) -> Result<Vec<Finding>> {
+    let rows = variables_and_status(conn, peer).await?;
+    let timeout = rows.iter().find_map(|(name, ms)| {
+        let name = name.to_ascii_lowercase();
+        let is_it = matches!(
+            name.as_str(),
+            "rpl_semi_sync_source_timeout" | "rpl_semi_sync_master_timeout"
+        );
+        if is_it { ms.parse().ok().map(Duration::from_millis) } else { None }
+    });
+    Ok(judge(&Sample::of(rows), timeout))
+}
+
+fn judge(sample: &Sample, timeout: Option<Duration>) -> Vec<Finding> {
+    const CHECK: &str = "semi_sync";
+    let why = "with semi_sync = true a commit is to return only when the archive has it";
+    let Some(word) = sample.word else {
+        let what = "the source has no semi-sync plugin";
+        return vec![Finding::new(Level::Problem, CHECK, what, why).fix(INSTALL)];
+    };
+    if !sample.enabled {
+        let what = "semi-sync is off at the source";
+        let fix = format!("SET PERSIST rpl_semi_sync_{word}_enabled = ON");
+        let fix = if word == "master" { fix.replace("PERSIST", "GLOBAL") } else { fix };
+        return vec![Finding::new(Level::Problem, CHECK, what, why).fix(fix)];
+    }
+    let mut out = vec![match sample.lapse() {
+        _ if sample.clients == 0 => {
+            let what = "no semi-sync replica is connected: once a commit waits in vain, then none";
+            Finding::new(Level::Note, CHECK, what, why).fix("pitr run")
+        }
+        None => Finding::ok(CHECK, "commits wait for an answer"),
+        Some(lapse) => Finding::new(Level::Warning, CHECK, lapse, why),
+    }];
+    if let Some(timeout) = timeout {
+        let what = format!(
+            "when pitr or its host is gone, commits wait for {} once; then they go on without",
+            span(timeout)
+        );
+        let fix = format!("SET GLOBAL rpl_semi_sync_{word}_timeout = 10000");
+        let why = "so long the source stands still when pitr does";
+        out.push(if timeout >= TIMEOUT_MAX {
+            Finding::new(Level::Warning, "semi_sync_timeout", what, why).fix(fix)
+        } else {
+            Finding::ok("semi_sync_timeout", what)
+        });
+    }
+    let (clients, answers) = (sample.clients, sample.answers);
+    let what = format!(
+        "each commit waits for {answers} of {clients} semi-sync replicas that are connected; \
+         pitr's answer counts like that of any other"
+    );
+    let why = "the archive may have commits that no other replica has yet: one that is promoted \
+               then lacks them, and they stay on the archive's old timeline";
+    let replicas = Finding::new(Level::Note, "semi_sync_replicas", what, why);
+    out.push(match word {
+        "source" if clients > answers => replicas.fix(format!(
+            "SET PERSIST rpl_semi_sync_source_wait_for_replica_count = {clients}, so that both \
+             have everything (docs/SEMI_SYNC.md)"
+        )),
+        _ => replicas,
+    });
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -235,6 +311,38 @@ mod tests {
             Some(reason) => assert!(lapse.as_deref().unwrap().contains(reason), "{lapse:?}"),
             None => assert_eq!(lapse, None),
         }
+    }
+
+    #[rstest]
+    #[case::no_plugin(&[], Level::Problem, "INSTALL PLUGIN")]
+    #[case::off(&[("rpl_semi_sync_source_enabled", "OFF")], Level::Problem, "_source_enabled = ON")]
+    #[case::off_maria(
+        &[("rpl_semi_sync_master_enabled", "OFF")],
+        Level::Problem,
+        "SET GLOBAL rpl_semi_sync_master_enabled = ON"
+    )]
+    #[case::nobody(&[("rpl_semi_sync_source_enabled", "ON")], Level::Note, "pitr run")]
+    #[case::another_replica(
+        &[("rpl_semi_sync_source_enabled", "ON"), ("Rpl_semi_sync_source_status", "ON"),
+          ("Rpl_semi_sync_source_clients", "2"), ("rpl_semi_sync_source_wait_for_replica_count", "1")],
+        Level::Warning,
+        "wait_for_replica_count = 2"
+    )]
+    #[case::stands_still(
+        &[("rpl_semi_sync_source_enabled", "ON"), ("Rpl_semi_sync_source_status", "ON"),
+          ("Rpl_semi_sync_source_clients", "1")],
+        Level::Warning,
+        "_timeout = 10000"
+    )]
+    fn a_source_that_is_to_wait_is_judged(
+        #[case] rows: &[(&str, &str)],
+        #[case] worst: Level,
+        #[case] fix: &str,
+    ) {
+        let found = judge(&sample(rows), Some(Duration::from_hours(1)));
+        assert!(found.iter().any(|finding| finding.level == worst), "{found:?}");
+        let fixes: Vec<&str> = found.iter().filter_map(|f| f.fix.as_deref()).collect();
+        assert!(fixes.iter().any(|has| has.contains(fix)), "{fixes:?}");
     }
 
     #[tokio::test]

@@ -8,6 +8,7 @@
 //!   `examine` (whether the target can take it), `serve` (pitr as a master), `walk` (an RDB file's
 //!   outer form), and for expiries `shift` (those of the stream), `lapsed` and `settle`;
 //! - some keys only: [`RedisPart`], by way of a `scratch` server;
+//! - look: `checkup` (rights and settings, for `pitr doctor`);
 //! - compare: `digest`;
 //! - shared: `resp` (the stream's form), `records` (what ends where in it), `rdb` (a file's head and checksum), `version` (who can
 //!   read what), `control` (ordinary commands).
@@ -43,8 +44,10 @@ mod target;
 mod folder;
 mod scratch;
 mod part;
+mod checkup;
 
 pub use aof::AofSource;
+pub(in crate::engine) use checkup::checkup;
 pub(in crate::engine) use find::{find, parse_place};
 pub use folder::RedisFolder;
 pub use part::RedisPart;

@@ -38,7 +38,7 @@ mod splice;
 pub(super) use facts::{Facts, facts, server_clock};
 pub(super) use lock::{Limits, Lock};
 pub(super) use place::LogEnd;
-pub(super) use privileges::{check_capture, missing_privileges};
+pub(super) use privileges::{check_all as check_all_privileges, check_capture, missing_privileges};
 
 use super::accounts::{self, Statement};
 use super::flavor::Flavor;
@@ -131,6 +131,18 @@ pub(super) async fn take(
         };
         tokio::time::sleep(pause).await;
     }
+}
+
+/// The program that dumps a server of this version: its name or path.
+///
+/// # Errors
+/// Unavailable, if there is none, or none that fits.
+pub(super) async fn find_program(
+    given: Option<&str>,
+    version: &str,
+    flavor: Flavor,
+) -> Result<String> {
+    Program::find(given, version, flavor).await.map(Program::into_name)
 }
 
 /// The rows of a prepared transaction are in no snapshot, and what prepared them lies before it:

@@ -33,6 +33,17 @@ pub(super) async fn check_privileges(conn: &mut Conn) -> Result<()> {
     refuse(conn, "take a baseline", &missing).await
 }
 
+/// Refuses an account that may not do both.
+pub(in super::super) async fn check_all(conn: &mut Conn) -> Result<()> {
+    let mut missing = missing_privileges(conn, &CAPTURE).await?;
+    for name in missing_privileges(conn, &PRIVILEGES).await? {
+        if !missing.contains(&name) {
+            missing.push(name);
+        }
+    }
+    refuse(conn, "follow the log and take a baseline", &missing).await
+}
+
 async fn refuse(conn: &mut Conn, doing: &str, missing: &[&str]) -> Result<()> {
     if missing.is_empty() {
         return Ok(());

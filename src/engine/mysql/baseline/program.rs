@@ -297,6 +297,11 @@ impl Program {
         Err(first.unwrap_or_else(|| Error::bug("no dump program to look for")))
     }
 
+    /// Its name or path.
+    pub(super) fn into_name(self) -> String {
+        self.name
+    }
+
     fn options(&self) -> &'static [&'static str] {
         match self.family {
             Family::MySql => &["--set-gtid-purged=OFF", "--loose-column-statistics=0"],
