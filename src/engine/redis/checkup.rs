@@ -4,9 +4,9 @@
 
 use super::client::ACL;
 use super::control::Control;
-use super::{scratch, version};
+use super::{aof, scratch, version};
 use crate::engine::checkup::{Checkup, Finding, INTERRUPTION, Level, encryption, skew, span};
-use crate::engine::{Endpoint, SourceOptions};
+use crate::engine::{Aof, Endpoint, SourceOptions};
 use crate::error::{Class, Error, Result};
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,7 @@ pub(in crate::engine) async fn checkup(
 ) -> Vec<Checkup> {
     let endpoint = &options.endpoint;
     let mut look = Look { findings: vec![], busiest };
-    look.at(endpoint).await;
+    look.at(options, endpoint).await;
     vec![Checkup { server: endpoint.to_string(), findings: look.findings }]
 }
 
@@ -30,7 +30,7 @@ struct Look {
 }
 
 impl Look {
-    async fn at(&mut self, endpoint: &Endpoint) {
+    async fn at(&mut self, options: &SourceOptions, endpoint: &Endpoint) {
         let begun = Instant::now();
         let connected = match Control::connect(endpoint).await {
             Ok(mut control) => control.server().await.map(|server| (control, server)),
@@ -55,7 +55,7 @@ impl Look {
                 return;
             }
         }
-        if let Err(error) = self.ask(&mut control, endpoint).await {
+        if let Err(error) = self.ask(&mut control, options).await {
             let why = "the rest could not be looked at";
             self.add(Finding::failed(Level::Problem, "answers", &error, why));
         }
@@ -70,7 +70,46 @@ impl Look {
         });
     }
 
-    async fn ask(&mut self, control: &mut Control, endpoint: &Endpoint) -> Result<()> {
+    async fn ask(&mut self, control: &mut Control, options: &SourceOptions) -> Result<()> {
+        if let Some(aof) = &options.aof {
+            self.folder(options, aof, control).await?;
+        } else {
+            self.stream(control, &options.endpoint).await?;
+        }
+        self.role(control).await?;
+        self.settings(control).await?;
+        self.add(skew(control.skew_micros().await?));
+        Ok(())
+    }
+
+    /// What a capture of append-only files depends on.
+    async fn folder(
+        &mut self,
+        options: &SourceOptions,
+        aof: &Aof,
+        control: &mut Control,
+    ) -> Result<()> {
+        const CHECK: &str = "aof_dir";
+        let why = "it is not captured";
+        let dir = aof.dir.display();
+        let checked = match std::fs::read_dir(&aof.dir) {
+            Ok(_) => aof::check_folder(options, aof, control).await,
+            Err(error) => Err(Error::refused(format!("read {dir}")).source(error).hint(format!(
+                "give the user that runs pitr the right to read what is in there: ls -ld {dir}"
+            ))),
+        };
+        self.add(match checked {
+            Ok(()) => Finding::ok(CHECK, format!("{dir} can be read")),
+            Err(error) if matches!(error.class(), Class::Usage | Class::Refused) => {
+                Finding::failed(Level::Problem, CHECK, &error, why)
+            }
+            Err(error) => return Err(error),
+        });
+        Ok(())
+    }
+
+    /// What a capture of the replication stream depends on.
+    async fn stream(&mut self, control: &mut Control, endpoint: &Endpoint) -> Result<()> {
         let may_not = "without them capture is refused";
         match control.sample().await {
             Ok(_) => self.rights(control, endpoint).await,
@@ -79,11 +118,8 @@ impl Look {
             }
             Err(error) => return Err(error),
         }
-        self.role(control).await?;
         let rate = self.rate(control).await?;
         self.buffers(control, rate).await;
-        self.settings(control).await?;
-        self.add(skew(control.skew_micros().await?));
         Ok(())
     }
 

@@ -53,6 +53,18 @@ struct Memory {
     copied: Option<String>,
 }
 
+/// Whether the folder is where the server writes its append-only files.
+///
+/// # Errors
+/// Refused, if it writes none; usage, if it writes elsewhere.
+pub(super) async fn check_folder(
+    options: &SourceOptions,
+    aof: &Aof,
+    control: &mut Control,
+) -> Result<()> {
+    tail::check_folder(&AofSource::new(options.clone(), aof.clone()), control).await
+}
+
 impl AofSource {
     /// A source with these options. Looks at nothing yet.
     pub fn new(options: SourceOptions, aof: Aof) -> Self {

@@ -77,7 +77,7 @@ pub(super) async fn tail(
 }
 
 /// Whether the folder is where the server writes, as far as both can be seen.
-async fn check_folder(source: &AofSource, control: &mut Control) -> Result<()> {
+pub(super) async fn check_folder(source: &AofSource, control: &mut Control) -> Result<()> {
     let dir = &source.aof.dir;
     if !control.persistence().await?.enabled {
         source.memory().broken = Some(WAS_OFF.into());
