@@ -12,13 +12,13 @@ use pitr::record::Cut;
 use std::sync::Arc;
 use std::time::Duration;
 
-fn target(url: &str, apply: Apply) -> MysqlTarget {
+pub(crate) fn target(url: &str, apply: Apply) -> MysqlTarget {
     let endpoint = Endpoint::parse(EngineKind::Mysql, url).unwrap();
     let options = TargetOptions { apply, ..options(Destination::Running(endpoint.clone())) };
     MysqlTarget::running(options, endpoint)
 }
 
-fn far() -> Cut {
+pub(crate) fn far() -> Cut {
     Cut::After(Timestamp::now().after(Duration::from_hours(1)))
 }
 
@@ -124,8 +124,11 @@ async fn statements_mean_what_they_meant_at_the_source() {
     assert_eq!(rows, 4000);
 }
 
+/// What its customers cannot set.
+pub(crate) const TRUST: &str = "--log-bin-trust-function-creators=ON";
+
 /// What a managed server leaves its customers.
-const MANAGED: &str = "CREATE USER customer@'%' IDENTIFIED BY 'pw';
+pub(crate) const MANAGED: &str = "CREATE USER customer@'%' IDENTIFIED BY 'pw';
     GRANT SELECT, INSERT, UPDATE, DELETE, CREATE, DROP, RELOAD, REFERENCES, INDEX, ALTER,
       CREATE TEMPORARY TABLES, LOCK TABLES, EXECUTE, CREATE VIEW, SHOW VIEW, CREATE ROUTINE,
       ALTER ROUTINE, CREATE USER, EVENT, TRIGGER, REPLICATION CLIENT, PROCESS, CREATE ROLE,
@@ -142,7 +145,7 @@ async fn a_managed_server_is_restored_without_being_made_a_replica() {
     let log = open_log(log_of(&source, &taken.meta.position).await, None);
     let needs = needs(&source).await;
 
-    let server = Mysqld::start(&["--event-scheduler=OFF"]).await;
+    let server = Mysqld::start(&["--event-scheduler=OFF", TRUST]).await;
     server.sql(MANAGED).await;
     let own = server.gtid_executed().await;
     let url = server.url().replace("root@", "customer:pw@");
@@ -165,11 +168,79 @@ async fn a_managed_server_is_restored_without_being_made_a_replica() {
     for part in own.split(',') {
         assert!(restored.gtids.contains(part.trim()), "{own} in {}", restored.gtids);
     }
-    let server = Mysqld::start(&["--event-scheduler=ON"]).await;
+    let server = Mysqld::start(&["--event-scheduler=ON", TRUST]).await;
     server.sql(MANAGED).await;
     let url = server.url().replace("root@", "customer:pw@");
     let error = target(&url, Apply::Auto).preflight(&needs).await.unwrap_err();
     assert!(error.to_string().contains("scheduled events"), "{error}");
+}
+
+/// A source whose baseline has what only those who are trusted may create, and whose log has more.
+async fn creative() -> (Mysqld, Taken) {
+    let source = Mysqld::start(&[TRUST]).await;
+    let statements = |n: u32| {
+        [
+            format!(
+                "CREATE TRIGGER shop.tr{n} BEFORE INSERT ON shop.t FOR EACH ROW SET NEW.a = {n}"
+            ),
+            format!("CREATE FUNCTION shop.f{n}() RETURNS INT MODIFIES SQL DATA RETURN {n}"),
+        ]
+    };
+    source.sql("CREATE DATABASE shop; CREATE TABLE shop.t (a INT PRIMARY KEY)").await;
+    for statement in statements(1) {
+        source.sql(&statement).await;
+    }
+    let taken = baseline(&source).await;
+    for statement in statements(2) {
+        source.sql(&statement).await;
+    }
+    (source, taken)
+}
+
+#[tokio::test]
+async fn what_only_the_trusted_may_create_comes_back_where_nobody_is_trusted() {
+    let (source, taken) = creative().await;
+    let then = moment(&source).await;
+    let log = open_log(log_of(&source, &taken.meta.position).await, None);
+    let needs = needs(&source).await;
+    for apply in [Apply::Native, Apply::Sql] {
+        let server = Mysqld::start(&[]).await;
+        let mut to = target(&server.url(), apply);
+        restore(&mut to, &needs, &taken, Arc::clone(&log), &far()).await.unwrap();
+        assert_same(&moment(&server).await, &then);
+        let trust = "SELECT @@GLOBAL.log_bin_trust_function_creators";
+        assert_eq!(server.row::<u32>(trust).await, 0, "{apply:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_managed_server_that_logs_has_to_trust_those_who_create_functions() {
+    let (source, taken) = creative().await;
+    let then = moment(&source).await;
+    let log = open_log(log_of(&source, &taken.meta.position).await, None);
+    let needs = needs(&source).await;
+    let managed = async |args: &[&str]| {
+        let server = Mysqld::start(&[&["--event-scheduler=OFF"], args].concat()).await;
+        server.sql(MANAGED).await;
+        let url = server.url().replace("root@", "customer:pw@");
+        (server, url)
+    };
+    let (server, url) = managed(&[]).await;
+    let error = target(&url, Apply::Auto).preflight(&needs).await.unwrap_err();
+    assert_eq!(error.class(), Class::Refused, "{error:?}");
+    assert!(error.to_string().contains("log_bin_trust_function_creators = OFF"), "{error}");
+    let hint = error.hint_text().unwrap().to_owned();
+    assert_eq!(hint, "SET PERSIST log_bin_trust_function_creators = ON");
+    let schemas: Vec<String> = server.rows("SHOW DATABASES").await;
+    assert_eq!(schemas, ["information_schema", "mysql", "performance_schema", "sys"]);
+
+    server.sql(&hint).await;
+    let (unlogged, unlogged_url) = managed(&["--skip-log-bin"]).await;
+    for (server, url) in [(server, url), (unlogged, unlogged_url)] {
+        let mut to = target(&url, Apply::Auto);
+        restore(&mut to, &needs, &taken, Arc::clone(&log), &far()).await.unwrap();
+        assert_eq!(moment(&server).await.data.diff(&then.data), Vec::<String>::new());
+    }
 }
 
 #[tokio::test]

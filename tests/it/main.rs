@@ -42,6 +42,7 @@ mod mariadb_whole;
 mod marks;
 mod mysql_capture;
 mod mysql_restore;
+mod partial_revokes;
 mod redis;
 mod restore_choices;
 mod semi_sync;

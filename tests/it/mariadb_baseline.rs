@@ -125,6 +125,7 @@ async fn comes_back(source: &Mysqld, series: Series, taken: &Taken) {
 }
 
 #[rstest]
+#[case::of_10_5(Series::Maria10_5)]
 #[case::of_10_11(Series::Maria10)]
 #[case::of_11_8(Series::Maria11)]
 #[tokio::test]
@@ -142,6 +143,7 @@ async fn a_baseline_under_writers_takes_no_lock_and_is_of_one_instant(#[case] se
 }
 
 #[rstest]
+#[case::of_10_5(Series::Maria10_5)]
 #[case::of_10_11(Series::Maria10)]
 #[case::of_11_8(Series::Maria11)]
 #[tokio::test]

@@ -34,15 +34,19 @@ async fn mariadbd_is_mariadb_with_a_binary_log() {
 }
 
 #[tokio::test]
-async fn the_newer_mariadbd_is_of_its_series_and_restarts() {
-    let mut server = Mariadbd::start_11_8(&["--gtid-domain-id=7"]).await;
-    let of = "SELECT VERSION(), @@gtid_domain_id";
-    let (version, domain): (String, u32) = server.row(of).await;
-    assert!(version.starts_with("11.8.") && version.contains("MariaDB"), "{version}");
-    assert_eq!(domain, 7);
-    server.sql("CREATE DATABASE d; CREATE SEQUENCE d.s").await;
-    server.restart().await;
-    assert_eq!(server.row::<u32>("SELECT NEXTVAL(d.s)").await, 1);
+async fn the_other_mariadbds_are_of_their_series_and_restart() {
+    let args = ["--gtid-domain-id=7"];
+    for (mut server, series) in
+        [(Mariadbd::start_11_8(&args).await, "11.8."), (Mariadbd::start_10_5(&args).await, "10.5.")]
+    {
+        let of = "SELECT VERSION(), @@gtid_domain_id";
+        let (version, domain): (String, u32) = server.row(of).await;
+        assert!(version.starts_with(series) && version.contains("MariaDB"), "{version}");
+        assert_eq!(domain, 7);
+        server.sql("CREATE DATABASE d; CREATE SEQUENCE d.s").await;
+        server.restart().await;
+        assert_eq!(server.row::<u32>("SELECT NEXTVAL(d.s)").await, 1);
+    }
 }
 
 #[tokio::test]

@@ -135,6 +135,9 @@ async fn check_mysql(
         check_server_id(server_id, needs, "SET PERSIST", at)?;
         settings.check_gtids(at, needs)?;
     }
+    if !way.admin {
+        check_trust(conn, at).await?;
+    }
     settings.check_writable(at)?;
     Ok(way)
 }
@@ -402,6 +405,26 @@ impl Settings {
         Err(Error::refused(format!("{at} is read-only"))
             .hint("SET GLOBAL super_read_only = OFF; SET GLOBAL read_only = OFF"))
     }
+}
+
+/// Triggers and functions take SUPER where a binlog is written, unless the server trusts everybody
+/// (error 1419). Whether there will be some is not known yet.
+async fn check_trust(conn: &mut Conn, at: &str) -> Result<()> {
+    let wrong: Vec<(String, String)> = ask::rows(
+        conn,
+        "SHOW GLOBAL VARIABLES WHERE (Variable_name = 'log_bin' AND Value = 'ON') \
+         OR (Variable_name = 'log_bin_trust_function_creators' AND Value = 'OFF')",
+        || format!("read the settings of {at}"),
+    )
+    .await?;
+    if wrong.len() < 2 {
+        return Ok(());
+    }
+    Err(Error::refused(format!(
+        "{at} has log_bin_trust_function_creators = OFF: the account could create neither triggers \
+         nor functions there"
+    ))
+    .hint("SET PERSIST log_bin_trust_function_creators = ON"))
 }
 
 /// What a MariaDB could be told to leave out of what it replays, or to do otherwise.

@@ -92,7 +92,12 @@ impl Globals {
     }
 
     /// The same for one that a server may not have.
-    async fn change_if_known(&mut self, conn: &mut Conn, name: &str, value: &str) -> Result<()> {
+    pub(super) async fn change_if_known(
+        &mut self,
+        conn: &mut Conn,
+        name: &str,
+        value: &str,
+    ) -> Result<()> {
         let known: Vec<(String, String)> =
             ask::rows(conn, format!("SHOW GLOBAL VARIABLES LIKE '{name}'"), || {
                 format!("read {name}")

@@ -21,7 +21,7 @@ use super::serve::{Identity, ReplaySource};
 use super::server::{LARGEST_PACKET, ScratchServer, Setup};
 use super::settings::{Globals, set_global};
 use super::walk::Program;
-use super::{ask, check, only, preflight, replay, sql, standing, tools};
+use super::{ask, baseline, check, only, preflight, replay, sql, standing, tools};
 use crate::durable;
 use crate::engine::{
     self, Apply, Endpoint, Meter, Needs, Target, TargetOptions, Work, tls, unfinished,
@@ -459,8 +459,15 @@ impl MysqlTarget {
                 let conn =
                     self.session.as_mut().ok_or_else(|| Error::bug("no preflight was made"))?;
                 check_names(conn, &at, facts.lower_case_table_names).await?;
+                let switch = check_partial_revokes(conn, &at, facts.partial_revokes).await?;
+                if switch && !self.way.admin {
+                    return Err(Error::refused(format!(
+                        "{at} has partial_revokes = OFF, the source had ON"
+                    ))
+                    .hint("SET PERSIST partial_revokes = ON"));
+                }
                 self.globals.half = Some(Half::begin(conn, &self.options.name).await?);
-                if facts.partial_revokes {
+                if switch {
                     // It stays on: with partial revokes in force it cannot be switched off.
                     set_global(conn, "partial_revokes", "ON").await?;
                 }
@@ -476,6 +483,9 @@ impl MysqlTarget {
         if running {
             // A load that is interrupted starts over, so nothing is lost by this.
             self.globals.change(conn, "innodb_flush_log_at_trx_commit", "2").await?;
+            // Else a function that may do anything cannot be created where a binlog is written, by
+            // nobody (error 1418).
+            self.globals.change_if_known(conn, "log_bin_trust_function_creators", "1").await?;
         }
         self.globals.change(conn, "max_allowed_packet", &LARGEST_PACKET.to_string()).await
     }
@@ -514,6 +524,21 @@ impl Target for MysqlTarget {
 
     fn finish<'a>(&'a mut self, applied: &'a Applied) -> Work<'a, String> {
         Box::pin(self.finish_and_check(applied))
+    }
+}
+
+/// Whether `partial_revokes` has to be switched on, as it was on the source.
+///
+/// # Errors
+/// Refused, if it is on and was off there: rights mean something else then.
+async fn check_partial_revokes(conn: &mut Conn, at: &str, source: bool) -> Result<bool> {
+    match (baseline::has_partial_revokes(conn).await?, source) {
+        (true, false) => Err(Error::refused(format!(
+            "{at} has partial_revokes = ON, the source had OFF: rights on `shop%` would be rights \
+             on one schema of that name"
+        ))
+        .hint("SET PERSIST partial_revokes = OFF")),
+        (target, source) => Ok(source && !target),
     }
 }
 

@@ -187,6 +187,59 @@ async fn a_managed_mariadb_is_restored_without_being_made_a_replica() {
     }
 }
 
+#[tokio::test]
+async fn the_log_of_a_10_5_is_refused_as_statements_and_the_target_left_as_it_is() {
+    let source = Series::Maria10_5.start(&[]).await;
+    let needs = needs(&source).await;
+    for (series, apply) in [
+        (Series::Maria10_5, Apply::Sql),
+        (Series::Maria10, Apply::Sql),
+        (Series::Maria10, Apply::Auto),
+    ] {
+        let server = series.start(&FITTING).await;
+        server.sql(MANAGED).await;
+        // Nobody asked for it, but there is no other way for that account.
+        let url = if apply == Apply::Auto { managed(&server) } else { server.url() };
+        let before: Vec<(String,)> = server.rows("SHOW DATABASES").await;
+        let error = target(&url, apply, false).preflight(&needs).await.unwrap_err();
+        assert_eq!(error.class(), Class::Refused, "{error:?}");
+        assert!(error.to_string().contains("a MariaDB before 10.11"), "{error}");
+        assert!(error.hint_text().unwrap().contains("--apply native"), "{error:?}");
+        assert_eq!(server.rows::<(String,)>("SHOW DATABASES").await, before);
+    }
+}
+
+#[tokio::test]
+async fn a_managed_mariadb_that_logs_has_to_trust_those_who_create_functions() {
+    let needs = needs(&Series::Maria11.start(&[]).await).await;
+    let without = |option: &str| {
+        let option = option.to_owned();
+        FITTING.into_iter().filter(move |fitting| *fitting != option).collect::<Vec<_>>()
+    };
+    let trust = "--log-bin-trust-function-creators=ON";
+    let server = Series::Maria11.start(&without(trust)).await;
+    server.sql(MANAGED).await;
+    let error = target(&managed(&server), Apply::Auto, false).preflight(&needs).await.unwrap_err();
+    assert_eq!(error.class(), Class::Refused, "{error:?}");
+    let said = error.to_string();
+    assert!(said.contains("log_bin_trust_function_creators = OFF"), "{said}");
+    let hint = error.hint_text().unwrap();
+    assert!(hint.contains("SET GLOBAL log_bin_trust_function_creators = 'ON'"), "{hint}");
+    // It is what the server says itself (error 1419), where somebody creates a function.
+    server.sql("CREATE DATABASE d").await;
+    let endpoint = Endpoint::parse(EngineKind::Mysql, &managed(&server)).unwrap();
+    let mut conn = pitr::engine::mysql::connect(&endpoint).await.unwrap();
+    let create = "CREATE FUNCTION d.f() RETURNS INT DETERMINISTIC RETURN 1";
+    let error = conn.query_drop(create).await.unwrap_err();
+    assert!(error.to_string().contains("1419"), "{error}");
+    server.sql("DROP DATABASE d").await;
+    // An administrator needs no trust, nor does anybody where nothing is logged.
+    target(&server.url(), Apply::Sql, false).preflight(&needs).await.unwrap();
+    let server = Series::Maria11.start(&[&without(trust)[..], &["--skip-log-bin"]].concat()).await;
+    server.sql(MANAGED).await;
+    target(&managed(&server), Apply::Auto, false).preflight(&needs).await.unwrap();
+}
+
 /// A source with a table `shop.n` and a transaction for each of its rows.
 async fn counted(series: Series, rows: u32) -> (Mysqld, Taken) {
     let source = series.start(&[]).await;

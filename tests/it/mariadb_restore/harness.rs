@@ -23,6 +23,7 @@ use tokio::net::TcpStream;
 /// The series that a test is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Series {
+    Maria10_5,
     Maria10,
     Maria11,
 }
@@ -30,6 +31,7 @@ pub(crate) enum Series {
 impl Series {
     pub(crate) async fn start(self, args: &[&str]) -> Mysqld {
         match self {
+            Self::Maria10_5 => Mariadbd::start_10_5(args).await,
             Self::Maria10 => Mariadbd::start(args).await,
             Self::Maria11 => Mariadbd::start_11_8(args).await,
         }
@@ -37,14 +39,16 @@ impl Series {
 
     pub(crate) fn named(self, name: &str) -> String {
         match self {
+            Self::Maria10_5 => format!("{name}-10.5"),
             Self::Maria10 => name.to_owned(),
             Self::Maria11 => format!("{name}-11.8"),
         }
     }
 }
 
-/// Options of a source with large rows.
-pub(crate) const SOURCE: [&str; 2] = ["--max-allowed-packet=64M", "--event-scheduler=ON"];
+/// Options of a source with large rows, and with functions that no other server lets be created.
+pub(crate) const SOURCE: [&str; 3] =
+    ["--max-allowed-packet=64M", "--event-scheduler=ON", "--log-bin-trust-function-creators=ON"];
 
 /// The end of the source's log.
 pub(crate) async fn end_of_log(server: &Mysqld) -> Position {
@@ -213,6 +217,7 @@ pub(crate) async fn shop(series: Series) -> Mysqld {
         "CREATE SEQUENCE shop.sq START WITH 10 CACHE 5",
         "CREATE EVENT shop.running ON SCHEDULE EVERY 1 DAY STARTS '2035-01-01' DO DELETE FROM shop.t",
         "CREATE EVENT shop.stopped ON SCHEDULE EVERY 1 DAY DISABLE DO DELETE FROM shop.t",
+        "CREATE FUNCTION shop.trusted() RETURNS INT MODIFIES SQL DATA RETURN 1",
         "INSERT INTO shop.v VALUES (1, 'first')",
         "DO NEXTVAL(shop.sq)",
     ] {
@@ -288,6 +293,7 @@ pub(crate) async fn work(source: &Mysqld) -> Vec<Moment> {
                  STARTS '2035-01-01' DISABLE DO DO 2",
                 "CREATE TRIGGER shop.tr BEFORE INSERT ON shop.t FOR EACH ROW SET NEW.s = UPPER(NEW.s)",
                 "CREATE PROCEDURE shop.p() SELECT 1",
+                "CREATE FUNCTION shop.f() RETURNS INT MODIFIES SQL DATA RETURN 2",
                 "INSERT INTO shop.t (s) VALUES ('four')",
             ],
         ),

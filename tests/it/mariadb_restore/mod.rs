@@ -13,12 +13,15 @@ use mysql_async::prelude::Queryable;
 use pitr::clock::Timestamp;
 use pitr::engine::{Needs, Target};
 use pitr::record::Cut;
+use rstest::rstest;
 use std::cell::Cell;
 use std::time::Duration;
 
+#[rstest]
+#[case::of_10_5(Series::Maria10_5)]
+#[case::of_10_11(Series::Maria10)]
 #[tokio::test]
-async fn a_mariadb_comes_back_as_it_was_at_each_place_in_its_log() {
-    let series = Series::Maria10;
+async fn a_mariadb_comes_back_as_it_was_at_each_place_in_its_log(#[case] series: Series) {
     let source = shop(series).await;
     let taken = dumped(&source, series).await;
     let moments = work(&source).await;
@@ -106,9 +109,12 @@ async fn into_a_folder(source: Series, by: Series, at: usize) {
     assert_eq!(state, format!("0-4711-{}", last + 1));
 }
 
+#[rstest]
+#[case::of_10_5(Series::Maria10_5)]
+#[case::of_11_8(Series::Maria11)]
 #[tokio::test]
-async fn a_mariadb_11_8_comes_back_in_a_folder_that_is_ready_to_start() {
-    into_a_folder(Series::Maria11, Series::Maria11, 8).await;
+async fn a_mariadb_comes_back_in_a_folder_that_is_ready_to_start(#[case] series: Series) {
+    into_a_folder(series, series, 8).await;
 }
 
 #[tokio::test]

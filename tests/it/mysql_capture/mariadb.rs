@@ -90,12 +90,14 @@ async fn captured(args: &[&str]) -> (Mysqld, Arc<MysqlSource>, Capture) {
 #[case::the_one_from_apt("10.11", "CRC32")]
 #[case::without_checksums("10.11", "NONE")]
 #[case::with_zero_end_positions("11.8", "CRC32")]
+#[case::the_oldest("10.5", "CRC32")]
 #[tokio::test]
 async fn captured_files_are_those_on_the_disk(#[case] version: &str, #[case] checksum: &str) {
     let checksum = format!("--binlog-checksum={checksum}");
     let args = ["--max-allowed-packet=64M", "--gtid-strict-mode=OFF", &checksum];
     let mut server = match version {
         "11.8" => Mariadbd::start_11_8(&args).await,
+        "10.5" => Mariadbd::start_10_5(&args).await,
         _ => Mariadbd::start(&args).await,
     };
     // The server's own history: the capture joins at the beginning of the current file.

@@ -14,6 +14,7 @@ enum Flavour {
     Mysql,
     Mariadb,
     Mariadb118,
+    Mariadb105,
 }
 
 /// A MySQL server (or a MariaDB server, by [`Mariadbd::start`]) with an empty data directory:
@@ -43,6 +44,11 @@ impl Mariadbd {
     /// Starts a MariaDB 11.8 server with further options.
     pub(crate) async fn start_11_8(args: &[&str]) -> Mysqld {
         Mysqld::start_flavour(Flavour::Mariadb118, &template(Flavour::Mariadb118), args).await
+    }
+
+    /// Starts a MariaDB 10.5 server with further options.
+    pub(crate) async fn start_10_5(args: &[&str]) -> Mysqld {
+        Mysqld::start_flavour(Flavour::Mariadb105, &template(Flavour::Mariadb105), args).await
     }
 }
 
@@ -127,7 +133,9 @@ impl Mysqld {
                 "--enforce-gtid-consistency=ON",
                 "--log-error-verbosity=2",
             ]),
-            Flavour::Mariadb | Flavour::Mariadb118 => command.arg("--gtid-strict-mode=ON"),
+            Flavour::Mariadb | Flavour::Mariadb118 | Flavour::Mariadb105 => {
+                command.arg("--gtid-strict-mode=ON")
+            }
         };
         command.args(&self.args);
         command
@@ -253,6 +261,7 @@ impl Flavour {
             Self::Mysql => "mysqld",
             Self::Mariadb => "mariadbd",
             Self::Mariadb118 => "mariadbd-11.8",
+            Self::Mariadb105 => "mariadbd-10.5",
         }
     }
 
@@ -295,7 +304,7 @@ fn template(flavour: Flavour) -> PathBuf {
             command.arg("--innodb-redo-log-capacity=8M");
             command
         }
-        Flavour::Mariadb | Flavour::Mariadb118 => {
+        Flavour::Mariadb | Flavour::Mariadb118 | Flavour::Mariadb105 => {
             let installer = flavour.daemon().replace("mariadbd", "mariadb-install-db");
             let mut command = Command::new(process::program(&installer));
             command.args(["--no-defaults", "--skip-test-db", "--force"]);

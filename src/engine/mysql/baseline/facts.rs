@@ -36,6 +36,18 @@ pub(in super::super) async fn server_clock(conn: &mut Conn) -> Result<Timestamp>
         .ok_or_else(|| Error::unavailable("the server does not tell its time"))
 }
 
+/// Whether rights on all schemas can be taken back for one, and `%` and `_` in the name of a schema
+/// mean themselves.
+pub(in super::super) async fn has_partial_revokes(conn: &mut Conn) -> Result<bool> {
+    // Not there before 8.0.16, nor in MariaDB.
+    let partial: Option<(String, String)> =
+        ask::first(conn, "SHOW GLOBAL VARIABLES LIKE 'partial_revokes'", || {
+            "ask for partial_revokes".into()
+        })
+        .await?;
+    Ok(partial.is_some_and(|(_, value)| value.eq_ignore_ascii_case("on")))
+}
+
 /// Asks for them, and which server it is.
 pub(in super::super) async fn facts(
     conn: &mut Conn,
@@ -51,13 +63,7 @@ pub(in super::super) async fn facts(
     let flavor = Flavor::parse(&version)
         .ok_or_else(|| Error::refused(format!("{version:?} is no version of a server")))?;
     let identity = join::identity(conn, peer, flavor).await?;
-    // Not there before 8.0.16.
-    let partial: Option<(String, String)> =
-        ask::first(conn, "SHOW GLOBAL VARIABLES LIKE 'partial_revokes'", || {
-            "ask for partial_revokes".into()
-        })
-        .await?;
-    let partial_revokes = partial.is_some_and(|(_, value)| value.eq_ignore_ascii_case("on"));
+    let partial_revokes = has_partial_revokes(conn).await?;
     let facts =
         Facts { version: version.clone(), lower_case_table_names, partial_revokes, page_bytes };
     let anonymous = !flavor.is_maria() && !join::gives_gtids(conn, peer).await?;

@@ -35,7 +35,7 @@ mod program;
 mod quiet;
 mod splice;
 
-pub(super) use facts::{Facts, facts, server_clock};
+pub(super) use facts::{Facts, facts, has_partial_revokes, server_clock};
 pub(super) use lock::{Limits, Lock};
 pub(super) use place::LogEnd;
 pub(super) use privileges::{check_all as check_all_privileges, check_capture, missing_privileges};
