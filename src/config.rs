@@ -5,7 +5,7 @@
 
 use crate::capture::Sealing;
 use crate::clock::{Tz, host_zone};
-use crate::engine::{Aof, Endpoint, Secret, SourceOptions, TlsMode, TlsOptions};
+use crate::engine::{self, Aof, Endpoint, Secret, SourceOptions, TlsMode, TlsOptions};
 use crate::error::{Class, Context, Error, Result};
 use crate::manifest::{EngineKind, names};
 use crate::retention::Policy;
@@ -95,6 +95,7 @@ struct SourceTable {
     credential: Option<String>,
     tls: Option<TlsOptions>,
     dump_command: Option<String>,
+    databases: Option<Vec<String>>,
     semi_sync: Option<bool>,
     sample_ms: Option<u64>,
     capture: Option<CaptureWay>,
@@ -278,7 +279,7 @@ fn source(table: &SourceTable, config: &Path, archive: &Path) -> Result<SourceOp
         standbys: endpoints,
         sample_every: Duration::from_millis(sample_ms),
         dump_command: table.dump_command.clone(),
-        databases: vec![],
+        databases: databases(table)?,
         aof: aof(table, archive)?,
         semi_sync,
     })
@@ -305,6 +306,21 @@ fn aof(table: &SourceTable, archive: &Path) -> Result<Option<Aof>> {
             Ok(Some(Aof { dir: dir.clone(), pins: archive.join(&table.name).join(names::PINS) }))
         }
     }
+}
+
+/// The databases that a restore keeps unless it is told otherwise.
+fn databases(table: &SourceTable) -> Result<Vec<String>> {
+    let Some(names) = &table.databases else { return Ok(vec![]) };
+    if table.engine != EngineKind::Mysql {
+        return Err(Error::usage("databases are those of a MySQL or MariaDB source")
+            .hint("some keys of a Redis source are restored with --key, --db and --drop-prefix"));
+    }
+    if names.is_empty() {
+        return Err(Error::usage("databases names none")
+            .hint("leave the key away: then a restore brings all of them back"));
+    }
+    engine::mysql::check_databases(names).map_err(|error| error.context("databases"))?;
+    Ok(names.clone())
 }
 
 /// The servers of `url` or `urls`: at least one.
@@ -526,6 +542,30 @@ mod tests {
         let redis = MINIMAL
             .replace("url = \"redis://127.0.0.1:6379\"", "urls = [\"redis://a\", \"redis://b\"]");
         assert!(parse(&redis).is_err());
+    }
+
+    #[test]
+    fn some_databases_are_named_each_once_and_of_a_mysql() {
+        let with = |engine: &str, key: &str| {
+            let url = format!("url = \"{engine}://");
+            parse(&MINIMAL.replace(&url, &format!("{key}\n{url}")))
+        };
+        let config = with("mysql", "databases = [\"shop\", \"crm\"]").unwrap();
+        assert_eq!(config.sources[0].databases, ["shop", "crm"]);
+        for (wrong, words) in [
+            ("[]", "names none"),
+            ("[\"\"]", "no name"),
+            ("[\"shop\", \"Sys\"]", "Sys is the server's own"),
+            ("[\"shop\", \"crm\", \"shop\"]", "shop is named twice"),
+            ("\"shop\"", "line"),
+        ] {
+            let error = with("mysql", &format!("databases = {wrong}")).unwrap_err();
+            assert_eq!(error.class(), Class::Usage, "{wrong}");
+            assert!(error.to_string().contains(words), "{error}");
+        }
+        let error = with("redis", "databases = [\"0\"]").unwrap_err();
+        assert!(error.to_string().contains("MySQL or MariaDB"), "{error}");
+        assert!(error.hint_text().unwrap().contains("--db"));
     }
 
     #[test]

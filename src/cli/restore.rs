@@ -56,9 +56,13 @@ pub(super) struct RestoreArgs {
     #[arg(long, value_name = "NAME")]
     source: Vec<String>,
     /// Restore only this database of a MySQL or MariaDB source (repeatable). Everything is replayed,
-    /// so it is exact; the other databases are dropped at the end
+    /// so it is exact; the other databases are dropped at the end [default: as the source's
+    /// configuration says, else all]
     #[arg(long, value_name = "NAME")]
     database: Vec<String>,
+    /// Restore all databases, also of a source whose configuration names some (databases)
+    #[arg(long, conflicts_with = "database")]
+    all_databases: bool,
     /// Restore only keys of a Redis source that match, as with the command KEYS (repeatable). They
     /// are copied out of a scratch server, also into a cluster
     #[arg(long, value_name = "PATTERN")]
@@ -149,7 +153,12 @@ pub(super) fn restore(config: &Config, args: &RestoreArgs, json: bool) -> Result
         Some(name) => config::parse_zone(name)?,
         None => config.zone,
     };
-    let sources = chosen(config, &args.source)?;
+    let mut sources = chosen(config, &args.source)?;
+    if args.all_databases {
+        for source in &mut sources {
+            source.databases.clear();
+        }
+    }
     let names: Vec<String> = sources.iter().map(|source| source.name.clone()).collect();
     let targets = parse_targets(config, args, &names)?;
     let to = goal(config, args, zone, &sources, &names)?;
@@ -308,6 +317,11 @@ fn report_text(report: &restore::Report, zone: Tz) -> String {
             if source.segments == 1 { "" } else { "s" },
             source.timeline
         );
+        if !source.databases.is_empty() {
+            let (names, why) = (source.databases.join(", "), source.databases_reason);
+            let kept = if report.plan { "would be kept" } else { "were kept" };
+            out += &format!("    of the databases, only {names} {kept}: {why}\n");
+        }
         if let Some(cut) = &source.cut {
             out += &format!("    cut at {cut}\n");
             if let Some(us) = source.uncertainty_us.filter(|us| *us > 0) {
@@ -316,6 +330,13 @@ fn report_text(report: &restore::Report, zone: Tz) -> String {
                     "    what was committed within {within} of the instant may be on either side\n"
                 );
             }
+        }
+        if let Some(end) = &source.goes_on_to {
+            out += &format!(
+                "    the archive goes on to {end}, of which no instant is known yet: \
+                 --source {} --to-position {end} brings that back, too\n",
+                source.name
+            );
         }
         if !report.plan {
             out += &format!(

@@ -271,7 +271,8 @@ pub struct SourceOptions {
     pub semi_sync: bool,
     /// The program that dumps a MySQL source; found on PATH by default.
     pub dump_command: Option<String>,
-    /// The only databases that a baseline of MySQL holds; empty for all.
+    /// The only databases of a MySQL that a restore brings back, unless it is told otherwise; empty
+    /// for all. Everything is captured.
     pub databases: Vec<String>,
     /// Captures a Redis source from its append-only files instead of its replication stream.
     pub aof: Option<Aof>,

@@ -25,6 +25,7 @@ use crate::engine::{
 use crate::error::{Class, Context, Error, Result};
 use crate::manifest::{BaselineMeta, SegmentMeta};
 use crate::plan;
+use crate::position::Position;
 use crate::record::{Cut, Landing, Server};
 use crate::store::Local;
 use std::collections::BTreeMap;
@@ -57,7 +58,8 @@ pub struct Options {
     pub listen: Option<SocketAddr>,
     /// How logs are applied to running servers.
     pub apply: Apply,
-    /// The only databases to be restored, of one MySQL source; all, if there are none here.
+    /// The only databases to be restored, of one MySQL source; if there are none here, each source's
+    /// options say it.
     pub databases: Vec<String>,
     /// What becomes of the times at which keys of Redis expire.
     pub ttl: Ttl,
@@ -172,6 +174,10 @@ pub struct Job {
     last_in: Option<Landing>,
     first_out: Option<Landing>,
     strange_events: Vec<u8>,
+    /// The only databases that are kept; all, if there are none here.
+    databases: Vec<String>,
+    /// Where the archive's log ends, if that is behind the newest instant that is known of it.
+    goes_on_to: Option<Position>,
 }
 
 /// What will be done, and nothing done yet.
@@ -185,7 +191,8 @@ pub struct Plan {
     into: PathBuf,
     listen: Option<SocketAddr>,
     apply: Apply,
-    databases: Vec<String>,
+    /// The databases that were named for this restore.
+    chosen: Vec<String>,
     expiry: Expiry,
     keys: Keys,
     in_place: bool,
@@ -220,11 +227,11 @@ impl Plan {
             },
             before: matches!(self.goal, Goal::Place { before: true, .. }),
             plan: true,
-            databases: self.databases.clone(),
+            databases: self.chosen.clone(),
             keys: (!self.keys.is_all()).then(|| self.keys.to_string()),
             skew_ms: self.skew_ms,
             receipt: None,
-            sources: self.jobs.iter().map(Job::report).collect(),
+            sources: self.jobs.iter().map(|job| job.report(&self.chosen)).collect(),
         }
     }
 
@@ -236,7 +243,7 @@ impl Plan {
             destination: job.destination.clone(),
             listen: self.listen,
             apply: self.apply,
-            databases: self.databases.clone(),
+            databases: job.databases.clone(),
             expiry: self.expiry,
             keys: self.keys.clone(),
             in_place: self.in_place,

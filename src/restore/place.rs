@@ -395,15 +395,22 @@ impl Search<'_> {
 
     /// The last segment of the newest timeline.
     fn newest(&self) -> Result<Option<SegmentMeta>> {
-        let source = &self.source.name;
         let newest = self.history.timelines.iter().map(|(timeline, _)| *timeline).max();
         let Some(newest) = newest else { return Ok(None) };
-        let open = self.archive.open_segments(source)?;
-        let open = open.into_iter().rfind(|segment| segment.header.timeline == newest);
-        match open {
-            Some(open) => Ok(Some(open)),
-            None => self.archive.catalog().last_segment(source, newest),
-        }
+        last_segment(self.archive, &self.source.name, newest)
+    }
+}
+
+/// The last segment of a timeline, open or sealed.
+pub(super) fn last_segment(
+    archive: &Archive,
+    source: &str,
+    timeline: u32,
+) -> Result<Option<SegmentMeta>> {
+    let open = archive.open_segments(source)?;
+    match open.into_iter().rfind(|segment| segment.header.timeline == timeline) {
+        Some(open) => Ok(Some(open)),
+        None => archive.catalog().last_segment(source, timeline),
     }
 }
 

@@ -3,7 +3,7 @@
 //! **Invariant:** the archive is read and nothing is touched.
 
 use super::cut;
-use super::place::Search;
+use super::place::{Search, last_segment};
 use super::{Goal, Job, Options, Plan};
 use crate::archive::{Archive, reading};
 use crate::clock::Timestamp;
@@ -11,6 +11,7 @@ use crate::engine::{Destination, Expiry, Needs, SourceOptions, mysql};
 use crate::error::{Class, Context, Error, Result};
 use crate::manifest::{BaselineMeta, EngineKind, SegmentMeta};
 use crate::plan::{self, History};
+use crate::position::Position;
 use crate::record::{Cut, Landing};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -50,7 +51,7 @@ pub fn prepare(options: &Options) -> Result<Plan> {
         into: into.clone(),
         listen: options.listen,
         apply: options.apply,
-        databases: options.databases.clone(),
+        chosen: options.databases.clone(),
         expiry: Expiry { ttl: options.ttl, at: to, now: Timestamp::now() },
         keys: options.keys.clone(),
         in_place: options.in_place.is_some(),
@@ -59,7 +60,11 @@ pub fn prepare(options: &Options) -> Result<Plan> {
         _reading: reading,
     };
     let mut skews = Vec::new();
-    for (source, way) in options.sources.iter().zip(ways) {
+    for ((source, history), way) in options.sources.iter().zip(&histories).zip(ways) {
+        let goes_on_to = match &options.to {
+            Goal::Instant(at) => untimed(&archive, history, &way, *at)?,
+            _ => None,
+        };
         let Way { baseline, segments, cut, uncertainty, last_in, first_out } = way;
         skews.extend(segments.last().map(|segment| segment.header.skew_micros));
         plan.needs.insert(source.name.clone(), needs(&archive, &baseline, &segments)?);
@@ -68,8 +73,14 @@ pub fn prepare(options: &Options) -> Result<Plan> {
             None => Destination::Folder(into.join(&source.name)),
         };
         let strange_events = strange_events(&archive, &segments)?;
+        let databases = match options.databases.as_slice() {
+            [] => &source.databases,
+            chosen => chosen,
+        };
         plan.jobs.push(Job {
             strange_events,
+            databases: databases.to_vec(),
+            goes_on_to,
             options: source.clone(),
             destination,
             baseline,
@@ -135,12 +146,7 @@ fn check_databases(options: &Options) -> Result<()> {
         return Err(Error::usage("databases are those of one MySQL or MariaDB source")
             .hint("name it with --source"));
     }
-    let own = ["mysql", "information_schema", "performance_schema", "sys"];
-    match options.databases.iter().find(|name| own.contains(&name.to_lowercase().as_str())) {
-        Some(name) => Err(Error::usage(format!("{name} is the server's own database"))
-            .hint("accounts are restored whatever databases are chosen")),
-        None => Ok(()),
-    }
+    mysql::check_databases(&options.databases)
 }
 
 /// Whether the keys named can be those of the only source, and its target be written into.
@@ -186,6 +192,28 @@ fn to_instant(
     let segments = plan::line_up(&baseline, segments, at)?;
     let (cut, uncertainty) = cut::find(archive, &baseline, &segments, at)?;
     Ok(Way { baseline, segments, cut, uncertainty, last_in: None, first_out: None })
+}
+
+/// Where the archive's log ends, if `at` is the newest instant that is known of it and it has more
+/// than belongs to that: marks are read beside the log, and what was captured behind the last one
+/// has no instant yet.
+fn untimed(
+    archive: &Archive,
+    history: &History,
+    way: &Way,
+    at: Timestamp,
+) -> Result<Option<Position>> {
+    let last = way.segments.last().map(|segment| segment.header.timeline);
+    let timeline = last.unwrap_or(way.baseline.timeline);
+    let is_later = |window: &plan::Window| {
+        (window.timeline == timeline || window.contains(at)) && window.to > at
+    };
+    let Cut::At(cut) = &way.cut else { return Ok(None) };
+    if plan::windows(history).iter().any(is_later) {
+        return Ok(None);
+    }
+    let end = last_segment(archive, &history.source, timeline)?.map(|last| last.totals.end);
+    Ok(end.filter(|end| !end.is_same_place(cut)))
 }
 
 fn to_place(search: &Search<'_>) -> Result<(Timestamp, Way)> {

@@ -23,7 +23,7 @@ pub struct Report {
     /// Whether the record at that place was to be left out.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub before: bool,
-    /// The only databases that are restored; without it, all.
+    /// The databases that were named for this restore; each source has those that are kept.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub databases: Vec<String>,
     /// The only keys that are restored; without it, all.
@@ -57,6 +57,12 @@ pub struct SourceReport {
     /// Why it is applied that way.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub apply_reason: String,
+    /// The only databases that are kept; without it, all.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub databases: Vec<String>,
+    /// Why only those.
+    #[serde(skip_serializing_if = "str::is_empty")]
+    pub databases_reason: &'static str,
     /// Version of the server that the baseline was taken from.
     pub source_version: String,
     /// The timeline that the instant is in.
@@ -77,6 +83,10 @@ pub struct SourceReport {
     /// The same in µs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub uncertainty_us: Option<u64>,
+    /// Where the archive's log ends, if the instant is the newest one that is known of it and there
+    /// is more: it was captured last, and its time is not known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub goes_on_to: Option<String>,
     /// Types of events in the log that this version does not know: whether they can be applied is
     /// up to the target.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -139,7 +149,7 @@ impl SourceReport {
 }
 
 impl Job {
-    pub(super) fn report(&self) -> SourceReport {
+    pub(super) fn report(&self, chosen: &[String]) -> SourceReport {
         SourceReport {
             name: self.options.name.clone(),
             engine: self.options.engine,
@@ -147,6 +157,12 @@ impl Job {
             target_version: String::new(),
             apply: None,
             apply_reason: String::new(),
+            databases: self.databases.clone(),
+            databases_reason: match (self.databases.as_slice(), chosen) {
+                ([], _) => "",
+                (_, []) => "the configuration of the source says so (databases)",
+                _ => "they were asked for",
+            },
             source_version: self.baseline.server.version.clone(),
             timeline: self.baseline.timeline,
             baseline: BaselineReport {
@@ -168,6 +184,7 @@ impl Job {
                 .uncertainty
                 .and_then(|d| u64::try_from(d.as_micros().div_ceil(1000)).ok()),
             uncertainty_us: self.uncertainty.and_then(|d| u64::try_from(d.as_micros()).ok()),
+            goes_on_to: self.goes_on_to.as_ref().map(ToString::to_string),
             strange_events: self.strange_events.clone(),
             records: 0,
             bytes: 0,

@@ -1,7 +1,7 @@
 //! A restore that is killed at any moment can be run again, and brings everything back.
 
 use crate::instants::until_windows;
-use crate::support::{Mysqld, Pitr, RedisServer, eventually};
+use crate::support::{Mariadbd, Mysqld, Pitr, RedisServer, eventually};
 use ::redis::AsyncCommands;
 use mysql_async::prelude::Queryable;
 use pitr::engine::{mysql, redis};
@@ -12,8 +12,27 @@ use std::time::Duration;
 /// How long a moment of a restore is waited for.
 const MOMENT: Duration = Duration::from_secs(90);
 
-fn restore(pitr: &Pitr, args: &[&str]) -> Child {
-    pitr.command().args(["restore", "--to", "latest"]).args(args).spawn().unwrap()
+const LATEST: [&str; 2] = ["--to", "latest"];
+
+fn restore(pitr: &Pitr, goal: [&str; 2], args: &[&str]) -> Child {
+    pitr.command().arg("restore").args(goal).args(args).spawn().unwrap()
+}
+
+/// Where the log ends: a set of GTIDs, or file and offset of a MariaDB.
+async fn end_of_log(source: &Mysqld) -> String {
+    if source.is_mariadb() {
+        let row: (String, u64, String, String) = source.row("SHOW MASTER STATUS").await;
+        return format!("{}:{}", row.0, row.1);
+    }
+    source.gtid_executed().await
+}
+
+/// GTIDs of what was executed, as far as they come back.
+async fn executed(server: &Mysqld) -> String {
+    if server.is_mariadb() {
+        return server.row("SELECT @@GLOBAL.gtid_current_pos").await;
+    }
+    server.gtid_executed().await
 }
 
 /// SIGKILL, unless it has ended already.
@@ -78,8 +97,8 @@ async fn archive(source: &Mysqld, rows: u32) -> Pitr {
     conn.query_drop("CREATE USER later@'%' IDENTIFIED BY 'x'").await.unwrap();
     eventually("everything is in the archive", Duration::from_secs(30), async || {
         let plan = ["restore", "--plan", "--source", "shop-mysql", "--to-position"];
-        let gtids = source.gtid_executed().await;
-        (pitr.run(&[&plan[..], &[&gtids]].concat()).await.code() == Some(0)).then_some(())
+        let end = end_of_log(source).await;
+        (pitr.run(&[&plan[..], &[&end]].concat()).await.code() == Some(0)).then_some(())
     })
     .await;
     daemon.terminate(Duration::from_secs(20)).await;
@@ -112,7 +131,7 @@ async fn a_mysql_folder_whose_restore_was_killed_is_cleared_and_made_anew() {
         ("the log is replayed", &relayed),
     ];
     for (what, has_come) in moments {
-        let child = restore(&pitr, &["--into", "out"]);
+        let child = restore(&pitr, LATEST, &["--into", "out"]);
         eventually(what, MOMENT, async || has_come().then_some(())).await;
         kill(child);
         assert!(dir.join("UNFINISHED.txt").exists());
@@ -143,7 +162,7 @@ async fn a_mysql_server_left_half_restored_is_known_and_cleaned_when_told_to() {
                    @@GLOBAL.max_allowed_packet, CAST(@@GLOBAL.event_scheduler AS CHAR)";
     let before: (u64, u64, u64, String) = target.row(globals).await;
 
-    let child = restore(&pitr, &["--target", &to]);
+    let child = restore(&pitr, LATEST, &["--target", &to]);
     eventually("half of the log is replayed", MOMENT, async || {
         let mut conn = target.conn().await;
         let rows: Option<u64> =
@@ -177,9 +196,11 @@ async fn a_mysql_server_left_half_restored_is_known_and_cleaned_when_told_to() {
 
 /// Kills a restore while it checks at the end what it has restored, and runs it again.
 async fn killed_at_the_end(source: &Mysqld, target: &Mysqld) {
-    let pitr = archive(source, 300).await;
+    let pitr = archive(source, 1500).await;
     let to = format!("shop-mysql={}", target.url());
-    let child = restore(&pitr, &["--target", &to]);
+    // The exact end: of a MariaDB, the newest instant may be before it.
+    let goal = ["--to-position", &end_of_log(source).await];
+    let child = restore(&pitr, goal, &["--target", &to]);
     let mut lock = target.conn().await;
     eventually("the log is being replayed", MOMENT, async || {
         lock.query_first::<u64, _>("SELECT COUNT(*) FROM shop.n WHERE id > 0")
@@ -199,7 +220,7 @@ async fn killed_at_the_end(source: &Mysqld, target: &Mysqld) {
     .await;
     kill(child);
     lock.query_drop("UNLOCK TABLES").await.unwrap();
-    let args = ["restore", "--to", "latest", "--json", "--target", &to];
+    let args = [&["restore", "--json", "--target", &to], &goal[..]].concat();
     eventually("the server notices", Duration::from_mins(1), async || {
         (pitr.run(&args).await.code() == Some(6)).then_some(())
     })
@@ -212,7 +233,12 @@ async fn killed_at_the_end(source: &Mysqld, target: &Mysqld) {
         mysql::digest::digest(&mut conn).await.unwrap()
     };
     assert_eq!(of(target).await.diff(&of(source).await), [""; 0]);
-    assert_eq!(target.gtid_executed().await, source.gtid_executed().await);
+    assert_eq!(executed(target).await, executed(source).await);
+}
+
+#[tokio::test]
+async fn a_mariadb_restore_killed_while_it_checks_can_be_run_again() {
+    killed_at_the_end(&Mariadbd::start(&FAST).await, &Mariadbd::start(&[]).await).await;
 }
 
 #[tokio::test]
@@ -243,7 +269,7 @@ async fn redis_restores_that_were_killed_can_be_run_again() {
     let then = redis::digest::digest(&mut keys).await.unwrap();
 
     let dir = pitr.dir().join("out/shop-redis");
-    let child = restore(&pitr, &["--into", "out"]);
+    let child = restore(&pitr, LATEST, &["--into", "out"]);
     let base = dir.join("appendonlydir/appendonly.aof.1.base.rdb");
     eventually("the baseline is written", MOMENT, async || base.exists().then_some(())).await;
     kill(child);
@@ -260,7 +286,7 @@ async fn redis_restores_that_were_killed_can_be_run_again() {
     // A running server: told what to do, and it is enough.
     let target = RedisServer::start(&[]).await;
     let to = format!("shop-redis={}", target.url());
-    let child = restore(&pitr, &["--target", &to]);
+    let child = restore(&pitr, LATEST, &["--target", &to]);
     eventually("the target is a replica", MOMENT, async || {
         let info: String = target.cmd(&["INFO", "replication"]).await;
         info.contains("role:slave").then_some(())

@@ -2,11 +2,13 @@
 //! what a restore to it brings back, also after pitr was killed, and from either side of a cut.
 
 use crate::instants::until_windows;
-use crate::support::{Mariadbd, Mysqld, Pitr, program};
+use crate::mariadb_restore::harness::Series;
+use crate::support::{Mysqld, Pitr, eventually, program};
 use chrono::{DateTime, SecondsFormat, Utc};
 use mysql_async::prelude::Queryable;
 use pitr::engine::digest::Digest;
 use pitr::engine::mysql::digest::digest;
+use rstest::rstest;
 use std::process::Command;
 use std::time::Duration;
 
@@ -57,9 +59,22 @@ async fn position(server: &Mysqld, of: &str) -> String {
     parts.join(",")
 }
 
+/// Waits until the source's clock was looked at after `at`.
+async fn until_known(pitr: &Pitr, at: DateTime<Utc>) {
+    eventually("the clock is looked at", Duration::from_mins(1), async || {
+        let windows = pitr.run(&["windows", "--json"]).await.ok().json();
+        let known = windows["sources"][0]["durable_at"].as_str()?.parse::<DateTime<Utc>>().ok()?;
+        (known > at).then_some(())
+    })
+    .await;
+}
+
+#[rstest]
+#[case::of_10_5(Series::Maria10_5)]
+#[case::of_10_11(Series::Maria10)]
 #[tokio::test]
-async fn every_instant_of_a_mariadb_comes_back_through_the_whole_program() {
-    let source = Mariadbd::start(&[]).await;
+async fn every_instant_of_a_mariadb_comes_back_through_the_whole_program(#[case] series: Series) {
+    let source = series.start(&[]).await;
     let pitr = Pitr::new(&[("shop", source.url())]);
     source.sql(SCHEMA).await;
     pitr.run(&["init"]).await.ok();
@@ -73,7 +88,8 @@ async fn every_instant_of_a_mariadb_comes_back_through_the_whole_program() {
             conn.query_drop(statement.trim()).await.unwrap();
         }
         conn.disconnect().await.unwrap();
-        tokio::time::sleep(QUIET).await;
+        // However busy the machine is, the clock was looked at between the changes and the instant.
+        until_known(&pitr, now()).await;
         let at = now();
         let position = position(&source, "gtid_binlog_pos").await;
         noted.push(Noted { at, content: content(&source).await, position });
@@ -89,7 +105,7 @@ async fn every_instant_of_a_mariadb_comes_back_through_the_whole_program() {
 
     for (phase, noted) in noted.iter().enumerate() {
         let to = noted.at.to_rfc3339_opts(SecondsFormat::Micros, true);
-        let target = Mariadbd::start(&[]).await;
+        let target = series.start(&[]).await;
         let into = format!("shop={}", target.url());
         let restored = pitr.run(&["restore", "--json", "--to", &to, "--target", &into]).await;
         let report = restored.ok().json();
@@ -109,6 +125,74 @@ async fn every_instant_of_a_mariadb_comes_back_through_the_whole_program() {
     let into = format!("shop={}", other.url());
     let refused = pitr.run(&["restore", "--to", &to, "--target", &into]).await.exits(6);
     assert!(refused.stderr.contains("MariaDB"), "{}", refused.stderr);
+}
+
+#[tokio::test]
+async fn latest_says_when_the_archive_has_more_than_the_newest_instant_known() {
+    let source = Series::Maria10.start(&[]).await;
+    source.sql("CREATE DATABASE shop; CREATE TABLE shop.t (id INT PRIMARY KEY)").await;
+    let pitr = Pitr::new(&[("shop", source.url())]);
+    let config = pitr.config();
+    pitr.run(&["init"]).await.ok();
+    let mut daemon = pitr.spawn_run();
+    until_windows(&pitr, &mut daemon).await;
+    daemon.terminate(Duration::from_secs(20)).await;
+    // What is written between two looks at the clock has no instant before the second.
+    pitr.append_config("sample_ms = 600000");
+    let mut daemon = pitr.spawn_run();
+    let mut end = String::new();
+    // A first look may be under way when the first row is captured: not any more at the second.
+    for id in 1..=2 {
+        source.sql(&format!("INSERT INTO shop.t VALUES ({id})")).await;
+        let row: (String, u64, String, String) = source.row("SHOW MASTER STATUS").await;
+        end = format!("{}:{}", row.0, row.1);
+        eventually("everything is in the archive", Duration::from_mins(1), async || {
+            let plan = ["restore", "--source", "shop", "--to-position", &end, "--plan"];
+            (pitr.run(&plan).await.code() == Some(0)).then_some(())
+        })
+        .await;
+    }
+    daemon.terminate(Duration::from_secs(20)).await;
+
+    let captured = ["restore", "--source", "shop", "--to-position", &end];
+    let latest = ["restore", "--to", "latest"];
+    let report = pitr.run(&[&latest[..], &["--plan", "--json"]].concat()).await.ok().json();
+    assert_eq!(report["sources"][0]["goes_on_to"], *end, "{report}");
+    let said = pitr.run(&[&latest[..], &["--plan"]].concat()).await.ok().stdout;
+    assert!(said.contains(&format!("the archive goes on to {end}")), "{said}");
+    assert!(said.contains(&format!("--to-position {end}")), "{said}");
+    let rows = "SELECT COUNT(*) FROM shop.t";
+    let (cut, whole) = (Series::Maria10.start(&[]).await, Series::Maria10.start(&[]).await);
+    let into = format!("shop={}", cut.url());
+    let report = pitr.run(&[&latest[..], &["--json", "--target", &into]].concat()).await.ok();
+    let report = report.json();
+    assert!(cut.row::<u32>(rows).await < 2);
+    assert_eq!(report["sources"][0]["goes_on_to"], *end, "{report}");
+    let receipt = std::fs::read(pitr.dir().join(report["receipt"].as_str().unwrap())).unwrap();
+    let receipt: serde_json::Value = serde_json::from_slice(&receipt).unwrap();
+    assert_eq!(receipt["sources"][0]["goes_on_to"], *end, "{receipt}");
+    let into = format!("shop={}", whole.url());
+    let report = pitr.run(&[&captured[..], &["--json", "--target", &into]].concat()).await.ok();
+    assert_eq!(whole.row::<u32>(rows).await, 2);
+    assert!(report.json()["sources"][0]["goes_on_to"].is_null());
+
+    // An earlier instant is one of many, and the log goes on behind it anyway.
+    let windows = pitr.run(&["windows", "--json"]).await.ok().json();
+    let first = windows["sources"][0]["windows"][0]["from"].as_str().unwrap().to_owned();
+    if first != windows["sources"][0]["windows"][0]["to"].as_str().unwrap() {
+        let to = ["restore", "--to", &first, "--plan", "--json"];
+        let report = pitr.run(&to).await.ok().json();
+        assert!(report["sources"][0]["goes_on_to"].is_null(), "{report}");
+    }
+    // Where the clock is looked at, the newest instant has everything.
+    pitr.write_config(&config);
+    let mut daemon = pitr.spawn_run();
+    eventually("the newest instant has everything", Duration::from_secs(30), async || {
+        let plan = pitr.run(&[&latest[..], &["--plan", "--json"]].concat()).await.ok().json();
+        plan["sources"][0]["goes_on_to"].is_null().then_some(())
+    })
+    .await;
+    daemon.terminate(Duration::from_secs(20)).await;
 }
 
 /// Every closed file comes out of the archive as the server has it, and its tool reads it.

@@ -337,6 +337,86 @@ async fn some_databases_of_many_come_back_exactly_and_alone() {
     assert!(third.is_empty());
 }
 
+#[tokio::test]
+async fn the_databases_of_a_configuration_are_kept_unless_a_restore_says_otherwise() {
+    let (cache, source) = (RedisServer::start(&[]).await, Mysqld::start(&[]).await);
+    let pitr = Pitr::new(&[("shop-redis", cache.url()), ("shop-mysql", source.url())]);
+    pitr.append_config("databases = [\"shop\", \"crm\"]");
+    source.sql("CREATE DATABASE shop; CREATE DATABASE other; CREATE TABLE other.t (a INT)").await;
+    pitr.run(&["init"]).await.ok();
+    let mut daemon = pitr.spawn_run();
+    until_windows(&pitr, &mut daemon).await;
+    // The baseline has everything, and so has the log.
+    eventually("what is not there is warned of", Duration::from_secs(10), async || {
+        daemon.log().contains("`databases` names crm, which is not there").then_some(())
+    })
+    .await;
+    source
+        .sql(
+            "CREATE DATABASE crm; CREATE TABLE shop.t (a INT); CREATE TABLE crm.t (a INT);
+             INSERT INTO shop.t VALUES (7); INSERT INTO crm.t SELECT a FROM shop.t;
+             INSERT INTO other.t SELECT a FROM crm.t",
+        )
+        .await;
+    tokio::time::sleep(Duration::from_millis(800)).await;
+    daemon.terminate(Duration::from_secs(20)).await;
+
+    let own = ["crm", "other", "shop"];
+    let schemas = |folder: &str| {
+        let data = pitr.dir().join(folder).join("shop-mysql/data");
+        own.into_iter().filter(|name| data.join(name).exists()).collect::<Vec<_>>()
+    };
+    let restore = async |folder: &str, more: &[&str]| {
+        let args = ["restore", "--to", "latest", "--into", folder, "--json"];
+        pitr.run(&[&args[..], more].concat()).await
+    };
+    let of = |report: &serde_json::Value, source: &str| {
+        let sources = report["sources"].as_array().unwrap();
+        let found = sources.iter().find(|found| found["name"] == source).unwrap();
+        (found["databases"].clone(), found["databases_reason"].clone())
+    };
+    let configured = serde_json::json!(["shop", "crm"]);
+    let none = serde_json::Value::Null;
+
+    let plan = restore("plan", &["--plan"]).await.ok().json();
+    let (databases, reason) = of(&plan, "shop-mysql");
+    assert_eq!(databases, configured);
+    assert!(reason.as_str().unwrap().contains("the configuration of the source"), "{reason}");
+    assert_eq!(of(&plan, "shop-redis"), (none.clone(), none.clone()));
+    assert_eq!(plan["databases"], none);
+    let said = pitr.run(&["restore", "--to", "latest", "--plan"]).await.ok().stdout;
+    assert!(said.contains("only shop, crm would be kept: the configuration"), "{said}");
+
+    let report = restore("kept", &[]).await.ok().json();
+    assert_eq!(schemas("kept"), ["crm", "shop"]);
+    assert_eq!(of(&report, "shop-mysql").0, configured);
+    let receipt = pitr.dir().join("kept").read_dir().unwrap().flatten();
+    let receipt = receipt.map(|entry| entry.path()).find(|path| path.is_file()).unwrap();
+    let receipt: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(receipt).unwrap()).unwrap();
+    assert_eq!(of(&receipt, "shop-mysql"), of(&report, "shop-mysql"));
+
+    let report =
+        restore("other", &["--source", "shop-mysql", "--database", "other"]).await.ok().json();
+    assert_eq!(schemas("other"), ["other"]);
+    let asked = (serde_json::json!(["other"]), serde_json::json!("they were asked for"));
+    assert_eq!(of(&report, "shop-mysql"), asked);
+    let report = restore("all", &["--all-databases"]).await.ok().json();
+    assert_eq!(schemas("all"), own);
+    assert_eq!(of(&report, "shop-mysql"), (none.clone(), none));
+    let restored = Mysqld::start_on(&pitr.dir().join("all/shop-mysql/data"), &[]).await;
+    assert_eq!(restored.row::<u32>("SELECT a FROM other.t").await, 7);
+
+    // One that was not there is an error, which says what to do.
+    pitr.write_config(&pitr.config().replace("\"crm\"", "\"gone\""));
+    let error = restore("missing", &["--source", "shop-mysql"]).await.exits(1).error_json();
+    assert!(error["message"].as_str().unwrap().contains("no database gone then"), "{error}");
+    assert_eq!(error["hint"], "restore those that were there: --database shop");
+    pitr.write_config(&pitr.config().replace("\"gone\"", "\"mysql\""));
+    let said = pitr.run(&["windows"]).await.exits(2).stderr;
+    assert!(said.contains("mysql is the server's own database"), "{said}");
+}
+
 /// The landmarks that `pitr log` lists: name and text.
 async fn landmarks(pitr: &Pitr) -> Vec<(String, String)> {
     let report = pitr.run(&["log", "--landmarks", "--json"]).await.ok().json();

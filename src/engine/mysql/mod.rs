@@ -68,4 +68,5 @@ mod tools;
 mod unwrap;
 mod walk;
 
+pub use only::check_databases;
 pub use target::MysqlTarget;

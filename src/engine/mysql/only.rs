@@ -29,6 +29,29 @@ const DEFINITIONS: [(&str, &str); 4] = [
     ("event", "SELECT EVENT_SCHEMA, EVENT_NAME, EVENT_DEFINITION FROM information_schema.EVENTS"),
 ];
 
+/// Whether these can be databases that are restored alone.
+///
+/// # Errors
+/// Usage, naming the one that cannot.
+pub fn check_databases(names: &[String]) -> Result<()> {
+    for (index, name) in names.iter().enumerate() {
+        if name.is_empty() {
+            return Err(Error::usage("a database has no name")
+                .hint("name it as SHOW DATABASES does, or leave it away"));
+        }
+        if SYSTEM_SCHEMAS.contains(&format!("'{}'", name.to_lowercase())) {
+            return Err(Error::usage(format!("{name} is the server's own database"))
+                .hint("accounts are restored whatever databases are chosen"));
+        }
+        if names.iter().take(index).any(|other| other == name) {
+            return Err(
+                Error::usage(format!("database {name} is named twice")).hint("name each one once")
+            );
+        }
+    }
+    Ok(())
+}
+
 /// Refuses foreign keys that lead from the wanted schemas to others.
 ///
 /// # Errors
@@ -66,10 +89,17 @@ pub(super) async fn keep(conn: &mut Conn, wanted: &[String]) -> Result<String> {
     .await?;
     let schemas: Vec<String> = schemas.into_iter().filter(|s| s != half::SCHEMA).collect();
     if let Some(missing) = wanted.iter().find(|name| !schemas.contains(name)) {
+        let there = wanted.iter().filter(|name| schemas.contains(name));
+        let there: Vec<String> = there.map(|name| format!("--database {name}")).collect();
         return Err(Error::new(
             Class::Finding,
             format!("there was no database {missing} then; there were: {}", schemas.join(", ")),
-        ));
+        )
+        .hint(if there.is_empty() {
+            "restore all of them: --all-databases".to_owned()
+        } else {
+            format!("restore those that were there: {}", there.join(" "))
+        }));
     }
     check_foreign_keys(conn, wanted).await?;
     let others: Vec<String> = schemas.into_iter().filter(|s| !wanted.contains(s)).collect();

@@ -7,7 +7,7 @@ use super::super::ask;
 use super::SYSTEM_SCHEMAS;
 use super::facts::server_clock;
 use crate::clock::Timestamp;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use mysql_async::Conn;
 use std::collections::BTreeMap;
 
@@ -32,13 +32,9 @@ type TableRow = (String, String, Option<i64>, Option<String>, String);
 
 impl Beneath {
     /// Reads all of it.
-    pub(super) async fn read(
-        conn: &mut Conn,
-        databases: &[String],
-        accounts: Vec<Statement>,
-    ) -> Result<Self> {
+    pub(super) async fn read(conn: &mut Conn, accounts: Vec<Statement>) -> Result<Self> {
         let reading = || "read what there is to dump".to_owned();
-        let schemas = schemas(conn, databases).await?;
+        let schemas = schemas(conn).await?;
         let (mut unversioned, mut history) = (0, 0);
         let mut tables = BTreeMap::new();
         let rows: Vec<TableRow> = ask::rows(
@@ -53,14 +49,11 @@ impl Beneath {
         )
         .await?;
         for (schema, table, created, engine, kind) in rows {
-            if schemas.contains(&schema) {
-                history += u64::from(kind == "SYSTEM VERSIONED");
-                unversioned += u64::from(engine.as_deref() != Some("InnoDB"));
-                tables.insert((schema, table), created.unwrap_or(0));
-            }
+            history += u64::from(kind == "SYSTEM VERSIONED");
+            unversioned += u64::from(engine.as_deref() != Some("InnoDB"));
+            tables.insert((schema, table), created.unwrap_or(0));
         }
-        let mut definitions = definitions(conn).await?;
-        definitions.retain(|(_, schema, _), _| schemas.contains(schema));
+        let definitions = definitions(conn).await?;
         // After the rest: an upper bound of when all of it was seen.
         let now = server_clock(conn).await?;
         Ok(Self { accounts, schemas, definitions, tables, unversioned, history, now })
@@ -115,9 +108,9 @@ impl Beneath {
     }
 }
 
-/// The schemas to dump, sorted: those that were chosen, or all.
-async fn schemas(conn: &mut Conn, chosen: &[String]) -> Result<Vec<String>> {
-    let mut schemas: Vec<String> = ask::rows(
+/// The schemas to dump, sorted.
+async fn schemas(conn: &mut Conn) -> Result<Vec<String>> {
+    ask::rows(
         conn,
         format!(
             "SELECT SCHEMA_NAME FROM information_schema.SCHEMATA \
@@ -125,13 +118,7 @@ async fn schemas(conn: &mut Conn, chosen: &[String]) -> Result<Vec<String>> {
         ),
         || "list the schemas".into(),
     )
-    .await?;
-    if let Some(missing) = chosen.iter().find(|name| !schemas.contains(name)) {
-        return Err(Error::usage(format!("`databases` names {missing:?}, which is not there"))
-            .hint(format!("the server has: {}", schemas.join(", "))));
-    }
-    schemas.retain(|name| chosen.is_empty() || chosen.contains(name));
-    Ok(schemas)
+    .await
 }
 
 async fn definitions(conn: &mut Conn) -> Result<BTreeMap<(String, String, String), String>> {

@@ -220,6 +220,12 @@ impl<'a> Work<'a> {
             self.released(lock).await?;
         }
         self.send(last_lines(&mark, &after.accounts)?).await?;
+        for name in self.options.databases.iter().filter(|name| !after.schemas.contains(name)) {
+            tracing::warn!(
+                source = self.options.name,
+                "`databases` names {name}, which is not there: a restore to now would fail"
+            );
+        }
         Ok(Attempt::Taken(self.taken(&place, after.now)))
     }
 
@@ -309,7 +315,7 @@ impl<'a> Work<'a> {
         let mut other = sql::connect(&self.options.endpoint).await?;
         let accounts = accounts::read(&mut other, self.flavor.family).await?;
         drop(other);
-        Beneath::read(conn, &self.options.databases, accounts).await
+        Beneath::read(conn, accounts).await
     }
 
     fn first_line(&self, mark: &str) -> Result<Bytes> {
