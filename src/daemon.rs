@@ -7,6 +7,7 @@
 //! Commands reach the daemon as JSON lines through a socket in the archive's folder.
 
 mod pruning;
+mod setup;
 
 pub use pruning::ask_prune;
 
@@ -484,14 +485,21 @@ async fn keep_baselines(
     // its newest one was begun.
     let mut newest: (u32, Option<Timestamp>) = (0, None);
     let mut pruning = Pruning::default();
+    let mut setup = setup::Keeper::default();
     loop {
         let ask = tokio::select! {
             ask = asked.recv() => ask,
             () = tokio::time::sleep(BASELINE_LOOK) => None,
             () = until_set(&mut stopped) => return Ok(()),
         };
+        let turns = async {
+            pruning.turn(&config, &station.options.name).await;
+            if station.shared.is_streaming() {
+                setup.turn(&station).await;
+            }
+        };
         tokio::select! {
-            () = pruning.turn(&config, &station.options.name) => {}
+            () = turns => {}
             () = until_set(&mut stopped) => return Ok(()),
         }
         let timeline = station.shared.unbroken_from();
@@ -520,6 +528,7 @@ async fn keep_baselines(
             Ok(meta) => {
                 tracing::info!(source = %station.options.name, "baseline {} at {}", meta.name, meta.at);
                 newest = (timeline, Some(meta.begun_at));
+                setup.ask();
                 // With one more baseline, an older one may be needed no longer.
                 if station.automatic && ask.is_none() {
                     pruning.ask();

@@ -26,6 +26,7 @@ pub mod schedule;
 // The archive as a whole.
 pub mod reindex;
 pub mod archive;
+pub mod setup;
 
 // One verb, one file.
 pub mod baseline;

@@ -10,6 +10,7 @@ use crate::position::Position;
 use crate::record::{Landmark, Server, TimeSource};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// The version of the archive's layout and of the segment format that this program writes.
 pub const FORMAT: u32 = 1;
@@ -410,6 +411,66 @@ pub struct StrangeEvent {
     pub seen_at: Timestamp,
 }
 
+/// What a server is besides its data: no log carries it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Setup {
+    /// Version of the server.
+    pub version: String,
+    /// Its users, one a line, as `ACL LIST` gives them: passwords are hashes.
+    pub users: Vec<String>,
+    /// Its settings by name, without those that hold a secret.
+    pub settings: BTreeMap<String, String>,
+    /// Settings that are set and hold a secret.
+    pub withheld: Vec<String>,
+    /// Its modules.
+    pub modules: Vec<Module>,
+    /// The nodes of its cluster, one a line, without what changes all the time.
+    pub cluster: Vec<String>,
+    /// Commands that the account may not give, so what they would tell is missing here.
+    pub unread: Vec<String>,
+}
+
+/// A module of a server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Module {
+    /// Its name.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+    /// Where it was loaded from, if the server says it.
+    pub path: String,
+}
+
+/// A [`Setup`] as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredSetup {
+    /// [`FORMAT`].
+    pub format: u32,
+    /// Id of the archive.
+    pub archive: String,
+    /// Name of the source.
+    pub source: String,
+    /// When it was read, by pitr's clock. It was the same until the next one was.
+    pub at: Timestamp,
+    /// What was read.
+    pub setup: Setup,
+}
+
+impl StoredSetup {
+    /// The JSON that is stored.
+    pub fn encode(&self) -> Result<Vec<u8>> {
+        encode_sealed(self)
+    }
+
+    /// Reads what [`Self::encode`] wrote.
+    ///
+    /// # Errors
+    /// Corrupt, if it is no such JSON, or its content does not match its seal.
+    pub fn decode(json: &[u8]) -> Result<Self> {
+        decode_sealed(json, "setup")
+    }
+}
+
 /// A span of time that retention leaves restorable, whatever its age. One object for each source.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hold {
@@ -495,6 +556,16 @@ pub mod names {
     /// What is known of events of an unknown type in a timeline.
     pub fn strange_event(source: &str, timeline: u32, event: u8) -> String {
         format!("{source}/t{timeline:04}/event-{event:03}.json")
+    }
+
+    /// What the objects begin with that say what a server was besides its data.
+    pub fn setups(source: &str) -> String {
+        format!("{source}/setup/")
+    }
+
+    /// What a server was besides its data, as read at an instant. Names are in order of time.
+    pub fn setup(source: &str, at: Timestamp) -> String {
+        format!("{}{}.json", setups(source), at.compact())
     }
 
     /// Below a source: the folder of links to files of a server that are not archived yet, local

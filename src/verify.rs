@@ -278,6 +278,7 @@ impl Work<'_> {
         let rest = name.strip_prefix(source).unwrap_or(name);
         let is_small = names::is_strange_event(name)
             || names::is_pruned(name)
+            || name.starts_with(&names::setups(source))
             || rest.starts_with("/semi-sync/")
             || rest.starts_with("/holds/")
             || rest.starts_with("/audit/");

@@ -360,12 +360,32 @@ fn report_text(report: &restore::Report, zone: Tz) -> String {
             out += &format!("    check passed: {}\n", source.checked);
         }
         out.extend(source.ttl.as_ref().map(ttl_text));
+        out.extend(source.setup.as_ref().map(|setup| setup_text(setup, zone)));
     }
     if let Some(skew) = report.skew_ms {
         out += &format!("clocks of the sources differed by {skew} ms\n");
     }
     if let Some(receipt) = &report.receipt {
         out += &format!("receipt: {receipt}\n");
+    }
+    out
+}
+
+/// What is known of the source besides its data.
+fn setup_text(setup: &restore::SetupReport, zone: Tz) -> String {
+    let restore::SetupReport { object, users, modules, nodes, withheld, unread, .. } = setup;
+    let at = in_zone(setup.at, zone);
+    let mut out = format!("    {users} users, and the settings, as of {at}: {object}\n");
+    let mut list = |what: &str, names: &[String]| {
+        if !names.is_empty() {
+            out += &format!("    {what}: {}\n", names.join(", "));
+        }
+    };
+    list("modules that it had", modules);
+    list("secrets, to be set anew", withheld);
+    list("not known, because the account may not ask", unread);
+    if *nodes > 0 {
+        out += &format!("    it was in a cluster of {nodes} nodes\n");
     }
     out
 }

@@ -32,7 +32,7 @@ pub use timing::SPAN;
 
 use crate::clock::Timestamp;
 use crate::error::Result;
-use crate::manifest::{BaselineMeta, EngineKind};
+use crate::manifest::{BaselineMeta, EngineKind, Setup};
 use crate::position::Position;
 use crate::record::{
     Applied, BaselineTaken, Captured, Cut, OpenBaseline, OpenLog, Parse, Piece, Recalled, Server,
@@ -74,6 +74,14 @@ pub trait Source: Send + Sync + fmt::Debug {
     /// before the place where the next stream is to go on. With it, an engine can tell a log from
     /// another one that looks the same from outside.
     fn recall(&self, _server: &Server, _last: Option<Recalled>) {}
+
+    /// Reads what the source is besides its data; `None` of one whose log or baselines have it.
+    ///
+    /// # Errors
+    /// Unavailable, if it cannot be reached. What the account may not read is no error.
+    fn setup(&self) -> Work<'_, Option<Setup>> {
+        Box::pin(async { Ok(None) })
+    }
 
     /// Reads where the log ends now. Leaves `name` there in the log itself, if the engine can do
     /// that without changing data, and the account may.
@@ -218,6 +226,8 @@ pub struct Needs {
     pub origins: Vec<u32>,
     /// Identities of all servers that were ever captured: never a target.
     pub sources: Vec<String>,
+    /// What the source was besides its data, if that is known.
+    pub setup: Option<Setup>,
     /// Whether some of the transactions that are replayed have no GTIDs, although the engine may
     /// have them; and whether some have.
     pub anonymous: bool,

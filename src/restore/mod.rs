@@ -9,6 +9,7 @@
 //! **Invariant:** bytes are checked against their digests before they are handed to a target,
 //! and a target is called restored only after it was compared with what was sent.
 
+mod closure;
 mod cut;
 mod feed;
 mod place;
@@ -36,8 +37,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+pub use closure::{Closed, check as check_closure, closure, text as closure_text};
 pub use prepare::prepare;
-pub use report::{BaselineReport, Report, Seconds, SourceReport};
+pub use report::{BaselineReport, Report, Seconds, SetupReport, SourceReport};
 
 /// What to restore, from where, to when and into what.
 #[derive(Debug, Clone)]
@@ -178,6 +180,8 @@ pub struct Job {
     databases: Vec<String>,
     /// Where the archive's log ends, if that is behind the newest instant that is known of it.
     goes_on_to: Option<Position>,
+    /// What the source was besides its data.
+    setup: Option<SetupReport>,
 }
 
 /// What will be done, and nothing done yet.

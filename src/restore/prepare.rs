@@ -4,15 +4,17 @@
 
 use super::cut;
 use super::place::{Search, last_segment};
+use super::report::SetupReport;
 use super::{Goal, Job, Options, Plan};
 use crate::archive::{Archive, reading};
 use crate::clock::Timestamp;
 use crate::engine::{Destination, Expiry, Needs, SourceOptions, mysql};
 use crate::error::{Class, Context, Error, Result};
-use crate::manifest::{BaselineMeta, EngineKind, SegmentMeta};
+use crate::manifest::{BaselineMeta, EngineKind, SegmentMeta, StoredSetup};
 use crate::plan::{self, History};
 use crate::position::Position;
 use crate::record::{Cut, Landing};
+use crate::setup;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -67,7 +69,10 @@ pub fn prepare(options: &Options) -> Result<Plan> {
         };
         let Way { baseline, segments, cut, uncertainty, last_in, first_out } = way;
         skews.extend(segments.last().map(|segment| segment.header.skew_micros));
-        plan.needs.insert(source.name.clone(), needs(&archive, &baseline, &segments)?);
+        let mut needs = needs(&archive, &baseline, &segments)?;
+        let setup = known_setup(&archive, source, to)?;
+        needs.setup = setup.as_ref().map(|(_, stored)| stored.setup.clone());
+        plan.needs.insert(source.name.clone(), needs);
         let destination = match options.targets.get(&source.name) {
             Some(endpoint) => Destination::Running(endpoint.clone()),
             None => Destination::Folder(into.join(&source.name)),
@@ -81,6 +86,7 @@ pub fn prepare(options: &Options) -> Result<Plan> {
             strange_events,
             databases: databases.to_vec(),
             goes_on_to,
+            setup: setup.map(|(object, stored)| SetupReport::new(object, &stored)),
             options: source.clone(),
             destination,
             baseline,
@@ -262,7 +268,26 @@ fn refuse_jointly(histories: &[History], at: Timestamp) -> Result<()> {
     Ok(())
 }
 
-fn needs(archive: &Archive, baseline: &BaselineMeta, segments: &[SegmentMeta]) -> Result<Needs> {
+/// What the source was besides its data. One that cannot be read is no reason to restore nothing.
+fn known_setup(
+    archive: &Archive,
+    source: &SourceOptions,
+    to: Timestamp,
+) -> Result<Option<(String, StoredSetup)>> {
+    match setup::at(archive, &source.name, to) {
+        Err(error) if error.class() == Class::Corrupt => {
+            tracing::warn!("{}: users and settings are not restored: {error}", source.name);
+            Ok(None)
+        }
+        found => found,
+    }
+}
+
+pub(super) fn needs(
+    archive: &Archive,
+    baseline: &BaselineMeta,
+    segments: &[SegmentMeta],
+) -> Result<Needs> {
     let mut needs = Needs { version: baseline.server.version.clone(), ..Needs::default() };
     for segment in segments {
         let (from, to) = (&segment.header.start, &segment.totals.end);

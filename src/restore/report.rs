@@ -5,7 +5,7 @@
 use super::Job;
 use crate::clock::Timestamp;
 use crate::engine::{Expired, Way};
-use crate::manifest::EngineKind;
+use crate::manifest::{EngineKind, Module, StoredSetup};
 use crate::record::{Applied, Cut, Landing};
 use serde::Serialize;
 
@@ -107,6 +107,9 @@ pub struct SourceReport {
     /// What became of the times at which keys expire.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ttl: Option<Expired>,
+    /// What the source was besides its data. A folder gets it; a running server is left as it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub setup: Option<SetupReport>,
     /// How long it took.
     pub seconds: Seconds,
     /// `passed`, or `planned` if nothing was done.
@@ -114,6 +117,44 @@ pub struct SourceReport {
     /// What the check compared.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub checked: String,
+}
+
+/// What a source was besides its data, in a [`SourceReport`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct SetupReport {
+    /// The object that has all of it.
+    pub object: String,
+    /// When it was read.
+    pub at: Timestamp,
+    /// How many users there were.
+    pub users: u64,
+    /// How many settings.
+    pub settings: u64,
+    /// The modules, each with its version.
+    pub modules: Vec<String>,
+    /// How many nodes its cluster had.
+    pub nodes: u64,
+    /// Settings that hold a secret, and have to be set anew.
+    pub withheld: Vec<String>,
+    /// What the account was not allowed to ask.
+    pub unread: Vec<String>,
+}
+
+impl SetupReport {
+    pub(super) fn new(object: String, stored: &StoredSetup) -> Self {
+        let setup = &stored.setup;
+        let module = |module: &Module| format!("{} {}", module.name, module.version);
+        Self {
+            object,
+            at: stored.at,
+            users: setup.users.len() as u64,
+            settings: setup.settings.len() as u64,
+            modules: setup.modules.iter().map(module).collect(),
+            nodes: setup.cluster.len() as u64,
+            withheld: setup.withheld.clone(),
+            unread: setup.unread.clone(),
+        }
+    }
 }
 
 /// The baseline of a [`SourceReport`].
@@ -193,6 +234,7 @@ impl Job {
             first_left_out: self.first_out.clone(),
             gtids: String::new(),
             ttl: None,
+            setup: self.setup.clone(),
             seconds: Seconds::default(),
             check: "planned",
             checked: String::new(),

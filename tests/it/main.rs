@@ -44,6 +44,7 @@ mod mysql_capture;
 mod mysql_restore;
 mod partial_revokes;
 mod redis;
+mod redis_whole;
 mod restore_choices;
 mod semi_sync;
 mod servers;

@@ -160,6 +160,11 @@ impl Control {
         }
     }
 
+    /// The connection itself.
+    pub(super) fn connection(&mut self) -> &mut MultiplexedConnection {
+        &mut self.connection
+    }
+
     /// Where the server is.
     pub(super) fn address(&self) -> &str {
         &self.address

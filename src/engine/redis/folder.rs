@@ -1,7 +1,8 @@
 //! Restores into a fresh folder that a server can be started on.
 //!
 //! ```text
-//! DIR/redis.conf
+//! DIR/redis.conf                                  with the settings that shape data, as captured
+//! DIR/users.acl                                   the users, as captured
 //! DIR/appendonlydir/appendonly.aof.manifest
 //! DIR/appendonlydir/appendonly.aof.1.base.rdb     the baseline, untouched
 //! DIR/appendonlydir/appendonly.aof.N.incr.aof     the stream up to the cut
@@ -19,11 +20,11 @@ use super::client::encode;
 use super::rdb;
 use super::replay::Replay;
 use super::resp::{Kind, Scanner};
-use super::{examine, walk};
+use super::{examine, setup, walk};
 use crate::durable;
 use crate::engine::{Expired, Needs, Target, TargetOptions, Ttl, Work, unfinished};
 use crate::error::{Class, Context, Error, Result};
-use crate::manifest::BaselineMeta;
+use crate::manifest::{BaselineMeta, Setup};
 use crate::record::{Applied, Cut, OpenBaseline, OpenLog, Server};
 use bytes::Bytes;
 use std::fmt::Write as _;
@@ -35,17 +36,18 @@ use tokio::sync::mpsc;
 
 const APPEND_DIR: &str = "appendonlydir";
 /// What a restore makes in a folder, besides the mark of one that is not finished.
-const OWN: [&str; 3] = [APPEND_DIR, CONF, "redis.tmp"];
+const OWN: [&str; 5] = [APPEND_DIR, CONF, "redis.tmp", USERS, "users.tmp"];
 const CONF: &str = "redis.conf";
+const USERS: &str = "users.acl";
 const MANIFEST: &str = "appendonly.aof.manifest";
 const BASE: &str = "appendonly.aof.1.base.rdb";
 
 /// The length at which the next increment file begins.
 const INCREMENT_BYTES: u64 = 64 << 20;
 
-/// How many databases the restored server has at least. The baseline does not say how many it
-/// needs without being parsed; a server with too few of them refuses to start, and idle ones
-/// cost nothing.
+/// How many databases the restored server has where it is not known how many the source had. The
+/// baseline does not say how many it needs without being parsed; a server with too few of them
+/// refuses to start, and idle ones cost nothing.
 const DATABASES_MIN: u32 = 1024;
 
 /// How much is read at once when everything is checked.
@@ -58,13 +60,22 @@ pub struct RedisFolder {
     dir: PathBuf,
     increments: u32,
     databases: u32,
+    setup: Option<Setup>,
     unknown_commands: Vec<String>,
 }
 
 impl RedisFolder {
     /// The folder `dir`, which must not exist or be empty.
     pub fn new(options: TargetOptions, dir: PathBuf) -> Self {
-        Self { options, dir, increments: 0, databases: DATABASES_MIN, unknown_commands: vec![] }
+        let databases = DATABASES_MIN;
+        Self { options, dir, increments: 0, databases, setup: None, unknown_commands: vec![] }
+    }
+
+    /// Takes what the source was besides its data.
+    pub(super) fn is_to_be(&mut self, setup: Option<&Setup>) {
+        self.setup = setup.cloned();
+        let databases = setup.and_then(|setup| setup::shaping(setup).1);
+        self.databases = databases.unwrap_or(DATABASES_MIN);
     }
 
     fn append_dir(&self) -> PathBuf {
@@ -92,8 +103,7 @@ impl RedisFolder {
 
     /// Ends a folder that a server has filled, and that is shut down.
     pub(super) async fn finish_filled(&self) -> Result<()> {
-        let conf = self.configuration()?;
-        durable::create(&self.dir.join(CONF), conf.as_bytes())?;
+        self.write_conf()?;
         durable::sync_dir(&self.append_dir())?;
         check_with_server(&self.append_dir().join(MANIFEST)).await?;
         unfinished::end(&self.dir)
@@ -182,10 +192,18 @@ impl RedisFolder {
         }
         durable::create(&self.append_dir().join(MANIFEST), manifest.as_bytes())?;
         durable::sync_dir(&self.append_dir())?;
-        let conf = self.configuration()?;
-        durable::create(&self.dir.join(CONF), conf.as_bytes())?;
+        self.write_conf()?;
         // The name of the folder itself must be as durable as what is in it.
         self.dir.parent().filter(|p| !p.as_os_str().is_empty()).map_or(Ok(()), durable::sync_dir)
+    }
+
+    /// Writes `redis.conf`, and the users if they are known.
+    fn write_conf(&self) -> Result<()> {
+        if let Some(setup) = self.setup.as_ref().filter(|setup| !setup.users.is_empty()) {
+            let users = setup.users.iter().map(|line| format!("{line}\n")).collect::<String>();
+            durable::create(&self.dir.join(USERS), users.as_bytes())?;
+        }
+        durable::create(&self.dir.join(CONF), self.configuration()?.as_bytes())
     }
 
     fn configuration(&self) -> Result<String> {
@@ -193,22 +211,24 @@ impl RedisFolder {
             .unavailable(|| format!("find folder {}", self.dir.display()))?;
         let dir = dir.to_str().unwrap_or_default().replace('\\', "\\\\").replace('"', "\\\"");
         let (name, databases) = (&self.options.name, self.databases);
+        let unknown = Setup::default();
+        let setup = self.setup.as_ref().unwrap_or(&unknown);
+        let (users, shaping) = (accounts(&dir, setup), setup::shaping(setup).0);
         Ok(format!(
             r#"# {name}, restored by pitr. Start it with: redis-server "{dir}/redis.conf"
 #
-# Reachable from this host only, and without a password: set `bind`, `port` and `requirepass` (or
-# an ACL file) as the original had them. Accounts are not part of a Redis restore.
+# Reachable from this host only: set `bind` and `port` as the original had them.
 bind 127.0.0.1 -::1
 protected-mode yes
 port 6379
-
+{users}
 # The data. If the folder is moved, `dir` has to follow.
 dir "{dir}"
 appendonly yes
 appenddirname "{APPEND_DIR}"
 appendfilename "appendonly.aof"
 save ""
-
+{shaping}
 # For the first start, which must load everything or fail. Afterwards set them as you like.
 aof-load-truncated no
 maxmemory 0
@@ -250,6 +270,7 @@ impl Target for RedisFolder {
     fn preflight<'a>(&'a mut self, needs: &'a Needs) -> Work<'a, Server> {
         Box::pin(async move {
             self.check_fresh()?;
+            self.is_to_be(needs.setup.as_ref());
             // No server is there yet: the files are those of the version captured.
             Ok(Server { version: needs.version.clone(), ..Server::default() })
         })
@@ -302,6 +323,28 @@ impl Target for RedisFolder {
     fn finish<'a>(&'a mut self, applied: &'a Applied) -> Work<'a, String> {
         Box::pin(self.verify(applied))
     }
+}
+
+/// The lines of `redis.conf` that are about users, secrets and modules.
+fn accounts(dir: &str, setup: &Setup) -> String {
+    let mut lines = match setup.users.as_slice() {
+        [] => "# Its users are not known: anybody on this host may do everything.\n".to_owned(),
+        users if setup::may_load(users) => format!("aclfile \"{dir}/{USERS}\"\n"),
+        _ => format!(
+            "# The default user may not do everything, and older servers apply that to the transactions\n\
+             # of the log that they load. Start without the users, give BGREWRITEAOF, then add them:\n\
+             # aclfile \"{dir}/{USERS}\"\n"
+        ),
+    };
+    if !setup.withheld.is_empty() {
+        lines +=
+            &format!("# Secrets, which are not captured: set {}.\n", setup.withheld.join(", "));
+    }
+    for module in &setup.modules {
+        let (name, path) = (&module.name, &module.path);
+        lines += &format!("# The source had the module {name}: loadmodule {path:?} …\n");
+    }
+    lines
 }
 
 fn increment_name(number: u32) -> String {

@@ -7,9 +7,10 @@
 //! - restore: [`RedisServer`] and [`RedisFolder`] over `replay` (what of the stream is executed),
 //!   `examine` (whether the target can take it), `serve` (pitr as a master), `walk` (an RDB file's
 //!   outer form), and for expiries `shift` (those of the stream), `lapsed` and `settle`;
-//! - some keys only: [`RedisPart`], by way of a `scratch` server;
 //! - look: `checkup` (rights and settings, for `pitr doctor`);
-//! - compare: `digest`;
+//! - some keys only: [`RedisPart`], by way of a `scratch` server that holds a `state`;
+//! - compare: `digest`, and [`content`] of what is archived;
+//! - besides the data: `setup` (users, settings, modules);
 //! - shared: `resp` (the stream's form), `records` (what ends where in it), `rdb` (a file's head and checksum), `version` (who can
 //!   read what), `control` (ordinary commands).
 //!
@@ -30,6 +31,7 @@ mod ack;
 mod history;
 mod baseline;
 mod hold;
+mod setup;
 mod tail;
 mod locate;
 mod find;
@@ -43,6 +45,7 @@ mod serve;
 mod target;
 mod folder;
 mod scratch;
+mod state;
 mod part;
 mod checkup;
 
@@ -53,10 +56,12 @@ pub use folder::RedisFolder;
 pub use part::RedisPart;
 pub use records::Records;
 pub(crate) use resp::is_file;
+pub use state::{Content, content};
 pub use target::RedisServer;
 
 use super::{Hold, Located, Placed, Source, SourceOptions, Work};
 use crate::error::Result;
+use crate::manifest::Setup;
 use crate::position::Position;
 use crate::record::{BaselineTaken, Captured, Parse, Piece};
 use bytes::Bytes;
@@ -110,6 +115,10 @@ impl Source for RedisSource {
 
     fn baseline(&self, out: mpsc::Sender<Bytes>) -> Work<'_, BaselineTaken> {
         Box::pin(baseline::take(self, out))
+    }
+
+    fn setup(&self) -> Work<'_, Option<Setup>> {
+        Box::pin(async { setup::read(&self.options.endpoint).await.map(Some) })
     }
 
     fn place<'a>(&'a self, name: &'a str) -> Work<'a, Placed> {

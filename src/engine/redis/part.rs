@@ -11,6 +11,7 @@
 use super::control::Control;
 use super::folder::RedisFolder;
 use super::scratch::Scratch;
+use super::state::State;
 use super::target::{RedisServer, check_empty, keyspace};
 use super::{settle, version, walk};
 use crate::engine::{
@@ -29,9 +30,6 @@ const SLICE: usize = 1000;
 /// How many bytes of values are under way at once, unless one alone has more.
 const BATCH_BYTES: u64 = 16 << 20;
 
-/// Databases of the scratch server: more than any source has.
-const SCRATCH_SETTINGS: &str = "databases 4096\nappendonly no";
-
 /// What a folder's server is told while it is filled.
 const FOLDER_SETTINGS: &str = "databases 1024\nappendonly yes\nappenddirname \"appendonlydir\"\n\
     appendfilename \"appendonly.aof\"\nauto-aof-rewrite-percentage 0";
@@ -43,7 +41,7 @@ pub struct RedisPart {
     needs: Needs,
     /// The version of a running target.
     version: Option<String>,
-    source: Option<(RedisServer, Scratch)>,
+    state: Option<State>,
     expired: Option<Expired>,
 }
 
@@ -58,7 +56,7 @@ struct Copied {
 impl RedisPart {
     /// A target with these options. Starts nothing yet.
     pub fn new(options: TargetOptions) -> Self {
-        Self { options, needs: Needs::default(), version: None, source: None, expired: None }
+        Self { options, needs: Needs::default(), version: None, state: None, expired: None }
     }
 
     async fn check(&mut self, needs: &Needs) -> Result<Server> {
@@ -115,32 +113,24 @@ impl RedisPart {
         log: OpenLog,
         cut: &Cut,
     ) -> Result<()> {
-        let at_most = self.version.as_deref();
-        let scratch = Scratch::start(&self.needs.version, at_most, None, SCRATCH_SETTINGS).await?;
-        let options = TargetOptions {
-            destination: Destination::Running(scratch.endpoint.clone()),
-            listen: None,
-            ..self.options.clone()
-        };
-        let mut server = RedisServer::scratch(options, scratch.endpoint.clone());
-        server.preflight(&self.needs).await?;
-        server.examine(baseline, open, log, cut).await?;
-        self.source = Some((server, scratch));
+        let (options, at_most) = (&self.options, self.version.as_deref());
+        let state = State::begin(options, &self.needs, at_most, baseline, open, log, cut).await?;
+        self.state = Some(state);
         Ok(())
     }
 
     fn server(&mut self) -> Result<&mut RedisServer> {
-        let source = self.source.as_mut().map(|(server, _)| server);
-        source.ok_or_else(|| Error::bug("a step of a restore without the one before"))
+        let state = self.state.as_mut().map(|state| &mut state.server);
+        state.ok_or_else(|| Error::bug("a step of a restore without the one before"))
     }
 
     async fn copy_all(&mut self, applied: &Applied) -> Result<String> {
         self.server()?.finish(applied).await?;
-        let Some((server, scratch)) = self.source.take() else {
+        let Some(state) = self.state.take() else {
             return Err(Error::bug("finish without replay"));
         };
-        let unknown_commands = server.expired().unwrap_or_default().unknown_commands;
-        let mut from = Control::connect(&scratch.endpoint).await?;
+        let unknown_commands = state.server.expired().unwrap_or_default().unknown_commands;
+        let mut from = Control::connect(state.endpoint()).await?;
         let expiry = self.options.expiry;
         let mut expired = Expired { policy: expiry.ttl, unknown_commands, ..Expired::default() };
         if expiry.ttl == Ttl::Shift {
@@ -156,7 +146,8 @@ impl RedisPart {
         let (copied, into) = match self.options.destination.clone() {
             Destination::Running(at) => (self.copy(&mut from, &at).await?, at.to_string()),
             Destination::Folder(dir) => {
-                let folder = RedisFolder::new(self.options.clone(), dir.clone());
+                let mut folder = RedisFolder::new(self.options.clone(), dir.clone());
+                folder.is_to_be(self.needs.setup.as_ref());
                 folder.begin()?;
                 let needed = &self.needs.version;
                 let new = Scratch::start(needed, None, Some(&dir), FOLDER_SETTINGS).await?;

@@ -18,10 +18,11 @@ pub(crate) mod manifest;
 mod tail;
 
 use super::control::Control;
-use super::{hold, locate};
+use super::{hold, locate, setup};
 use crate::clock::Timestamp;
 use crate::engine::{Aof, Hold, Located, Placed, Source, SourceOptions, Work};
 use crate::error::{Error, Result};
+use crate::manifest::Setup;
 use crate::position::Position;
 use crate::record::{BaselineTaken, Captured, Piece, Recalled, Server};
 use bytes::Bytes;
@@ -99,6 +100,10 @@ impl Source for AofSource {
         let mut memory = self.memory();
         memory.identity.clone_from(&server.identity);
         memory.last = last.map(|last| (last.place, last.before));
+    }
+
+    fn setup(&self) -> Work<'_, Option<Setup>> {
+        Box::pin(async { setup::read(&self.options.endpoint).await.map(Some) })
     }
 
     fn place<'a>(&'a self, _name: &'a str) -> Work<'a, Placed> {
