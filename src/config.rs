@@ -337,10 +337,6 @@ fn endpoints(table: &SourceTable) -> Result<Vec<Endpoint>> {
                 .hint("add url = \"…\", or urls = [\"…\", \"…\"] for a server and its replicas"));
         }
     };
-    if urls.len() > 1 && table.engine != EngineKind::Mysql {
-        return Err(Error::usage(format!("urls has {} servers", urls.len()))
-            .hint("only a MySQL source is gone on from another server; keep one url"));
-    }
     let mut endpoints: Vec<Endpoint> = Vec::new();
     for url in &urls {
         let endpoint = Endpoint::parse(table.engine, url)?;
@@ -541,7 +537,12 @@ mod tests {
         assert!(error.to_string().contains("both url and urls"), "{error}");
         let redis = MINIMAL
             .replace("url = \"redis://127.0.0.1:6379\"", "urls = [\"redis://a\", \"redis://b\"]");
-        assert!(parse(&redis).is_err());
+        let config = parse(&redis).unwrap();
+        let source = config.sources.iter().find(|s| s.engine == EngineKind::Redis).unwrap();
+        assert_eq!((source.endpoint.host.as_str(), source.standbys.len()), ("a", 1));
+        let files = redis
+            .replace("urls = [\"redis", "capture = \"aof\"\naof_dir = \"/r\"\nurls = [\"redis");
+        assert_eq!(parse(&files).unwrap_err().class(), Class::Usage);
     }
 
     #[test]

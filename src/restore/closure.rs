@@ -16,7 +16,7 @@ use crate::engine::redis::{Content, content};
 use crate::engine::{Apply, Destination, Expiry, Keys, Needs, SourceOptions, TargetOptions};
 use crate::error::{Class, Error, Result};
 use crate::manifest::{BaselineMeta, EngineKind, SegmentMeta};
-use crate::plan::{self, History};
+use crate::plan::History;
 use crate::record::Cut;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -104,12 +104,12 @@ fn towards(
 ) -> Result<Option<(BaselineMeta, Vec<SegmentMeta>)>> {
     let mut before = history.clone();
     before.baselines.retain(|other| (other.at, other.begun_at) < (newer.at, newer.begun_at));
-    // The first one, or the first behind a gap.
-    if plan::choose(&before, newer.at).is_err() {
+    if before.baselines.is_empty() {
         return Ok(None);
     }
     let (timeline, place) = (newer.timeline, &newer.position);
     let Some(holding) = archive.segment_holding(&source.name, timeline, place)? else {
+        tracing::warn!("{}: no log holds the place of {}", source.name, newer.name);
         return Ok(None);
     };
     let spot = Spot {
@@ -124,7 +124,7 @@ fn towards(
     let search = Search { archive, source, history: &before, text, before: false, mark: None };
     match search.reach(&spot) {
         Ok(way) => Ok(Some(way)),
-        // Another timeline was there at that time.
+        // It is the first behind a gap.
         Err(error) if error.class() == Class::Gap => {
             tracing::warn!("{}: nothing leads to {text}: {error}", source.name);
             Ok(None)

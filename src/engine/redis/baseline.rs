@@ -18,7 +18,8 @@ use tokio::sync::mpsc;
 
 /// The work of `Source::baseline`.
 pub(super) async fn take(source: &RedisSource, out: mpsc::Sender<Bytes>) -> Result<BaselineTaken> {
-    let endpoint = &source.options.endpoint;
+    let chosen = source.followed().await?;
+    let endpoint = &chosen.at;
     let mut control = Control::connect(endpoint).await?;
     let server = control.server().await?;
     version::check_captured(&server.version)?;
@@ -31,7 +32,7 @@ pub(super) async fn take(source: &RedisSource, out: mpsc::Sender<Bytes>) -> Resu
         return Err(Error::corrupt(format!("{endpoint} sent no full copy although asked to")));
     };
     // Read after the copy began: not before the last record that is in it.
-    let at = control.time().await?;
+    let at = Control::connect(&chosen.clock).await?.time().await?;
     let mut transfer = link.transfer().await?;
     while let Some(piece) = transfer.next(&mut link).await? {
         if out.send(piece).await.is_err() {

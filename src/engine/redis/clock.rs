@@ -34,7 +34,13 @@ impl Sampler for Clock {
             self.control = Some(fresh);
         }
         match &mut self.control {
-            Some(control) => control.sample().await,
+            Some(control) => match control.sample().await? {
+                // A replica's clock says nothing of what it has not received.
+                Some(sample) if !sample.is_master => {
+                    Err(Error::unavailable(format!("{} is no master any more", self.endpoint)))
+                }
+                sample => Ok(sample),
+            },
             None => Ok(None),
         }
     }

@@ -34,6 +34,8 @@ pub(super) struct Sample {
     pub(super) at: Timestamp,
     /// Bytes of the replication stream that it had executed.
     pub(super) offset: u64,
+    /// Whether it is the master of that stream.
+    pub(super) is_master: bool,
     /// How long it took to ask and to hear the answer.
     pub(super) round_trip: Duration,
 }
@@ -237,6 +239,7 @@ impl Control {
         Ok(offset.and_then(|offset| u64::try_from(offset).ok()).map(|offset| Sample {
             at: timestamp(secs, micros),
             offset,
+            is_master: name.as_deref() == Some("master"),
             round_trip,
         }))
     }

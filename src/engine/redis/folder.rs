@@ -200,7 +200,7 @@ impl RedisFolder {
     /// Writes `redis.conf`, and the users if they are known.
     fn write_conf(&self) -> Result<()> {
         if let Some(setup) = self.setup.as_ref().filter(|setup| !setup.users.is_empty()) {
-            let users = setup.users.iter().map(|line| format!("{line}\n")).collect::<String>();
+            let users = setup.users.join("\n") + "\n";
             durable::create(&self.dir.join(USERS), users.as_bytes())?;
         }
         durable::create(&self.dir.join(CONF), self.configuration()?.as_bytes())
@@ -222,7 +222,7 @@ bind 127.0.0.1 -::1
 protected-mode yes
 port 6379
 {users}
-# The data. If the folder is moved, `dir` has to follow.
+# The data. If the folder is moved, `dir` has to follow, and `aclfile`, if there is one.
 dir "{dir}"
 appendonly yes
 appenddirname "{APPEND_DIR}"

@@ -10,6 +10,7 @@ use std::collections::HashMap;
 pub(super) struct History {
     replication: HashMap<String, String>,
     uptime_secs: Option<u64>,
+    is_empty: bool,
 }
 
 /// Asks the source.
@@ -17,7 +18,8 @@ pub(super) async fn look(control: &mut Control) -> Result<History> {
     let replication = control.info("replication").await?;
     let server = control.info("server").await?;
     let uptime_secs = server.get("uptime_in_seconds").and_then(|secs| secs.parse().ok());
-    Ok(History { replication, uptime_secs })
+    let is_empty = control.info("keyspace").await?.keys().all(|name| !name.starts_with("db"));
+    Ok(History { replication, uptime_secs, is_empty })
 }
 
 impl History {
@@ -78,10 +80,15 @@ impl History {
             Some(secs) => format!("it started {secs} s ago and "),
             None => String::new(),
         };
+        let empty = if self.is_empty {
+            "; it holds no keys now, and what it had stays in the timeline before"
+        } else {
+            ""
+        };
         format!(
             "the source has another history: {uptime}its replication id is {replid} instead of \
              {}, so it restarted without its history, was replaced, or had no replica for longer \
-             than repl-backlog-ttl",
+             than repl-backlog-ttl{empty}",
             asked.log
         )
     }
@@ -156,6 +163,6 @@ mod tests {
             ("repl_backlog_first_byte_offset", "300"),
         ];
         let replication = replication.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
-        History { replication, uptime_secs: Some(7) }
+        History { replication, uptime_secs: Some(7), is_empty: false }
     }
 }

@@ -1,7 +1,7 @@
 //! Redis and Valkey: captured as a replica, restored as their master.
 //!
 //! - capture: [`RedisSource`] over `client` (replication connection), `tail`, `ack`, `clock`
-//!   (time index), `history` (why a stream did not go on), `baseline`, `locate`, `find` (places that people name),
+//!   (time index), `follow` (which of several servers), `history` (why a stream did not go on), `baseline`, `locate`, `find` (places that people name),
 //!   `hold` (where the stream ends, with writes held meanwhile); [`AofSource`] for a server that is captured from its
 //!   append-only files (`aof`);
 //! - restore: [`RedisServer`] and [`RedisFolder`] over `replay` (what of the stream is executed),
@@ -28,6 +28,7 @@ mod control;
 mod client;
 mod clock;
 mod ack;
+mod follow;
 mod history;
 mod baseline;
 mod hold;
@@ -65,18 +66,37 @@ use crate::manifest::Setup;
 use crate::position::Position;
 use crate::record::{BaselineTaken, Captured, Parse, Piece};
 use bytes::Bytes;
+use follow::Chosen;
+use std::sync::{Mutex, PoisonError};
 use tokio::sync::{mpsc, watch};
 
 /// A Redis or Valkey server that is captured from.
 #[derive(Debug)]
 pub struct RedisSource {
     options: SourceOptions,
+    /// The server that was followed last.
+    followed: Mutex<Option<Chosen>>,
 }
 
 impl RedisSource {
     /// A source with these options. Connects to nothing yet.
     pub fn new(options: SourceOptions) -> Self {
-        Self { options }
+        Self { options, followed: Mutex::default() }
+    }
+
+    /// From now on this server is captured.
+    fn follow(&self, chosen: &Chosen) {
+        let mut followed = self.followed.lock().unwrap_or_else(PoisonError::into_inner);
+        *followed = Some(chosen.clone());
+    }
+
+    /// The server that is captured.
+    async fn followed(&self) -> Result<Chosen> {
+        let followed = self.followed.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        match followed {
+            Some(chosen) => Ok(chosen),
+            None => follow::choose(&self.options, None).await,
+        }
     }
 }
 
@@ -118,15 +138,15 @@ impl Source for RedisSource {
     }
 
     fn setup(&self) -> Work<'_, Option<Setup>> {
-        Box::pin(async { setup::read(&self.options.endpoint).await.map(Some) })
+        Box::pin(async { setup::read(&self.followed().await?.at).await.map(Some) })
     }
 
     fn place<'a>(&'a self, name: &'a str) -> Work<'a, Placed> {
-        Box::pin(hold::place(&self.options.endpoint, name))
+        Box::pin(async move { hold::place(&self.followed().await?.clock, name).await })
     }
 
     fn hold(&self) -> Work<'_, Box<dyn Hold>> {
-        Box::pin(hold::Pause::prepare(&self.options.endpoint, None))
+        Box::pin(async { hold::Pause::prepare(&self.followed().await?.at, None).await })
     }
 
     fn locate(

@@ -143,7 +143,10 @@ pub(super) fn shaping(setup: &Setup) -> (String, Option<u32>) {
     let settings = SHAPING.iter().filter_map(|name| Some((name, setup.settings.get(*name)?)));
     // A list setting holds what a module or a newer server may have put there.
     let plain = settings.filter(|(_, value)| !value.contains(['"', '\n', '\r', '\\']));
-    let lines = plain.map(|(name, value)| format!("{name} \"{value}\"\n")).collect();
+    let mut lines = String::new();
+    for (name, value) in plain {
+        lines += &format!("{name} \"{value}\"\n");
+    }
     let databases = setup.settings.get("databases").and_then(|text| text.parse().ok());
     (lines, databases)
 }

@@ -12,6 +12,7 @@ use crate::engine::{Destination, Endpoint, Needs, Target, TargetOptions};
 use crate::error::Result;
 use crate::manifest::BaselineMeta;
 use crate::record::{Applied, Cut, OpenBaseline, OpenLog};
+use std::sync::Arc;
 
 /// Databases of the scratch server: more than any source has.
 const SETTINGS: &str = "databases 4096\nappendonly no";
@@ -80,8 +81,9 @@ pub async fn content(
     log: OpenLog,
     cut: &Cut,
 ) -> Result<Content> {
-    let pieces = open.clone();
-    let mut state = State::begin(options, needs, None, baseline, open, log.clone(), cut).await?;
+    let pieces = Arc::clone(&open);
+    let again = Arc::clone(&log);
+    let mut state = State::begin(options, needs, None, baseline, open, again, cut).await?;
     state.server.load(baseline, pieces()?).await?;
     let applied = state.server.replay(baseline, log, cut).await?;
     state.server.finish(&applied).await?;

@@ -14,7 +14,7 @@ use super::clock::Clock;
 use super::control::{Control, Sample};
 use super::records::Records;
 use super::resp::Kind;
-use super::{RedisSource, baseline, history, version};
+use super::{RedisSource, baseline, follow, history, version};
 use crate::engine::sample::{self, Samples};
 use crate::engine::tls;
 use crate::error::{Context, Error, Result};
@@ -57,15 +57,19 @@ pub(super) async fn tail(
     durable: watch::Receiver<Option<Position>>,
 ) -> Result<()> {
     let options = &source.options;
-    let mut control = Control::connect(&options.endpoint).await?;
+    let chosen = follow::choose(options, resume.as_ref()).await?;
+    source.follow(&chosen);
+    let mut control = Control::connect(&chosen.at).await?;
+    let mut time = Control::connect(&chosen.clock).await?;
+    let timed = time.server().await?;
     let server = control.server().await?;
     version::check_captured(&server.version)?;
-    let skew_micros = control.skew_micros().await?;
+    let skew_micros = time.skew_micros().await?;
     let silence_max = silence_max(&mut control).await;
     // An account that may not do this would leave the archive without a time index.
-    control.sample().await?;
+    time.sample().await?;
     let before = history::look(&mut control).await?;
-    let mut link = Link::connect(&options.endpoint, server.version.strip_suffix("-valkey")).await?;
+    let mut link = Link::connect(&chosen.at, server.version.strip_suffix("-valkey")).await?;
     if let Some(asked) = &resume
         && let Some(reached) = before.replica_behind(asked)
     {
@@ -85,12 +89,20 @@ pub(super) async fn tail(
             "the source was promoted in this moment; it is asked again",
         ));
     }
-    let Some(joined) =
-        join(&mut link, &mut control, &server, resume, answer, &before, &out).await?
+    let Some(joined) = join(&mut link, &mut time, &server, resume, answer, &before, &out).await?
     else {
         return Ok(());
     };
     let Joined { at, now, full, continuity } = joined;
+    if chosen.clock != chosen.at {
+        let stream = time.place(None).await?.position.log;
+        if stream != *now.as_ref().unwrap_or(&at.log) {
+            return Err(Error::unavailable(format!(
+                "{} is a replica of another stream than {}, which is taken for its master",
+                chosen.at, chosen.clock
+            )));
+        }
+    }
 
     let mut tasks = JoinSet::new();
     let (reader, writer, buffered) = link.into_parts();
@@ -99,10 +111,9 @@ pub(super) async fn tail(
     // acknowledgement makes the source begin to stream, whatever its offset.
     let initial = if full.is_some() { 0 } else { at.offset };
     let acks = ack::start(&mut tasks, writer, durable, logs, at.offset, initial);
-    let identity = server.identity.clone();
-    let every = options.sample_every;
-    let clock = Clock { control: Some(control), endpoint: options.endpoint.clone(), identity };
-    let samples = sample::start(&mut tasks, clock, options.endpoint.clone(), every);
+    let (identity, endpoint) = (timed.identity, chosen.clock.clone());
+    let clock = Clock { control: Some(time), endpoint, identity };
+    let samples = sample::start(&mut tasks, clock, chosen.clock, options.sample_every);
     if let Some(full) = full {
         full.deliver().await?;
     }

@@ -55,12 +55,7 @@ async fn what_a_promoted_server_lost_stays_in_a_timeline_of_its_own(
 ) {
     let mut first = RedisServer::start_program(program, &FAST).await;
     let second = RedisServer::start_program(program, &FAST).await;
-    second.cmd::<()>(&["REPLICAOF", "127.0.0.1", &first.port().to_string()]).await;
-    eventually("the second server is a replica", SOON, async || {
-        let info: String = second.cmd(&["INFO", "replication"]).await;
-        info.contains("master_link_status:up").then_some(())
-    })
-    .await;
+    replicate(&second, &first).await;
     let pitr = Pitr::new(&[("shop-redis", first.url())]);
     pitr.append_config(config);
     pitr.run(&["init"]).await.ok();
@@ -152,4 +147,80 @@ async fn a_capture_that_stands_still_goes_on_without_a_gap() {
 #[ignore = "takes more than two minutes: run it with --ignored"]
 async fn a_capture_that_stood_still_for_two_minutes_ends_without_a_gap_or_with_one_that_is_shown() {
     stand_still(Duration::from_mins(2)).await;
+}
+
+#[tokio::test]
+async fn of_several_servers_the_master_is_followed_and_one_that_comes_back_empty_is_not() {
+    let mut first = RedisServer::start(&FAST).await;
+    let second = RedisServer::start(&FAST).await;
+    replicate(&second, &first).await;
+    let pitr = Pitr::new(&[("shop-redis", first.url())]);
+    let urls = format!("urls = [{:?}, {:?}]", first.url(), second.url());
+    pitr.write_config(&pitr.config().replace(&format!("url = {:?}", first.url()), &urls));
+    assert!(pitr.config().contains(&urls), "{}", pitr.config());
+    pitr.run(&["init"]).await.ok();
+    let mut daemon = pitr.spawn_run();
+    until_windows(&pitr, &mut daemon).await;
+    first.cmd_in::<()>(4, &["SET", "before", "1"]).await;
+    eventually("the second server has it", SOON, async || {
+        second.cmd_in::<bool>(4, &["EXISTS", "before"]).await.then_some(())
+    })
+    .await;
+    // The first one comes back without anything, before anybody has promoted the second.
+    first.kill();
+    second.cmd::<()>(&["REPLICAOF", "127.0.0.1", "1"]).await;
+    first.restart().await;
+    eventually("it is waited for", SOON, async || {
+        let report = pitr.run(&["windows", "--json"]).await.ok().json();
+        let error = report["sources"][0]["error"].as_str()?.to_owned();
+        error.contains("a replica, has").then_some(())
+    })
+    .await;
+    second.cmd::<()>(&["REPLICAOF", "NO", "ONE"]).await;
+    archived(&second, 6, "behind").await;
+    let (kept, at) = (digest(&second).await, now().to_rfc3339());
+    let goal = ["--to", &at];
+    assert_eq!(kept.diff(&restored(&pitr, "redis-server", &goal).await), [""; 0]);
+    let report = pitr.run(&["windows", "--json"]).await.ok().json();
+    let gaps = report["sources"][0]["gaps"].as_array().unwrap().clone();
+    assert_eq!(gaps.len(), 0, "{report:#}\n{}", daemon.log());
+    daemon.terminate(SOON).await;
+}
+
+#[tokio::test]
+async fn a_replica_is_timed_by_its_master_and_refused_where_that_does_not_tell() {
+    let (master, replica) = (RedisServer::start(&FAST).await, RedisServer::start(&FAST).await);
+    replicate(&replica, &master).await;
+    let pitr = Pitr::new(&[("shop-redis", replica.url())]);
+    pitr.run(&["init"]).await.ok();
+    let mut daemon = pitr.spawn_run();
+    until_windows(&pitr, &mut daemon).await;
+    let mut noted = vec![];
+    for n in 0..4 {
+        master.cmd::<()>(&["SET", &format!("k{n}"), "v"]).await;
+        noted.push((now(), digest(&master).await));
+        // Much longer than the time between two samples of the clock.
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+    }
+    master.cmd::<()>(&["SET", "last", "v"]).await;
+    for (at, held) in noted.iter().skip(1) {
+        let goal = ["--to", &(*at + Duration::from_millis(1400)).to_rfc3339()];
+        assert_eq!(held.diff(&restored(&pitr, "redis-server", &goal).await), [""; 0]);
+    }
+    // Nobody may ask the master any more.
+    master.cmd::<()>(&["CONFIG", "SET", "requirepass", "x"]).await;
+    replica.cmd::<()>(&["CONFIG", "SET", "masterauth", "x"]).await;
+    daemon.terminate(SOON).await;
+    let output = pitr.run(&["baseline"]).await.exits(6);
+    assert!(output.stderr.contains("does not tell its time"), "{}", output.stderr);
+}
+
+/// Makes a server the replica of another one, and waits until it has everything.
+async fn replicate(replica: &RedisServer, master: &RedisServer) {
+    replica.cmd::<()>(&["REPLICAOF", "127.0.0.1", &master.port().to_string()]).await;
+    eventually("the server is a replica", SOON, async || {
+        let info: String = replica.cmd(&["INFO", "replication"]).await;
+        info.contains("master_link_status:up").then_some(())
+    })
+    .await;
 }
