@@ -6,6 +6,7 @@
 //!
 //! Commands reach the daemon as JSON lines through a socket in the archive's folder.
 
+mod newest;
 mod pruning;
 mod setup;
 
@@ -26,6 +27,7 @@ use crate::prune;
 use crate::retention::Policy;
 use crate::schedule;
 use futures_util::FutureExt;
+use newest::newest_baseline;
 use pruning::Pruning;
 use serde::{Deserialize, Serialize};
 use std::io::{BufRead, BufReader, ErrorKind, Write};
@@ -550,26 +552,6 @@ async fn keep_baselines(
             drop(ask.send(taken));
         }
     }
-}
-
-/// When the newest baseline of a timeline, or of one that continues it, was begun.
-async fn newest_baseline(
-    station: &Arc<Station>,
-    config: &Config,
-    from: u32,
-) -> Result<Option<Timestamp>> {
-    let (root, source) = (config.archive.clone(), station.options.name.clone());
-    let found = blocking(move || {
-        let baselines = Archive::open_read_only(&root)?.catalog().baselines(&source)?;
-        let of_timeline = baselines.iter().filter(|baseline| baseline.timeline >= from);
-        Ok(of_timeline.map(|baseline| baseline.begun_at).max())
-    })
-    .await;
-    found.or_else(|error| {
-        // Taking one more baseline is the safe answer; a lasting fault shows up there.
-        tracing::warn!(source = %station.options.name, "look for a baseline: {error}");
-        Ok(None)
-    })
 }
 
 async fn blocking<T: Send + 'static>(

@@ -13,15 +13,18 @@ use std::time::{Duration, Instant};
 /// For how long the growth of the stream is watched.
 const WATCHED: Duration = Duration::from_secs(1);
 
-/// Looks at the server. `busiest` is how many bytes a second its stream had in its busiest hour.
+/// Looks at the servers. `busiest` is how many bytes a second its stream had in its busiest hour.
 pub(in crate::engine) async fn checkup(
     options: &SourceOptions,
     busiest: Option<u64>,
 ) -> Vec<Checkup> {
-    let endpoint = &options.endpoint;
-    let mut look = Look { findings: vec![], busiest };
-    look.at(options, endpoint).await;
-    vec![Checkup { server: endpoint.to_string(), findings: look.findings }]
+    let mut checkups = vec![];
+    for endpoint in options.endpoints() {
+        let mut look = Look { findings: vec![], busiest };
+        look.at(options, endpoint).await;
+        checkups.push(Checkup { server: endpoint.to_string(), findings: look.findings });
+    }
+    checkups
 }
 
 struct Look {
@@ -55,7 +58,7 @@ impl Look {
                 return;
             }
         }
-        if let Err(error) = self.ask(&mut control, options).await {
+        if let Err(error) = self.ask(&mut control, options, endpoint).await {
             let why = "the rest could not be looked at";
             self.add(Finding::failed(Level::Problem, "answers", &error, why));
         }
@@ -70,11 +73,16 @@ impl Look {
         });
     }
 
-    async fn ask(&mut self, control: &mut Control, options: &SourceOptions) -> Result<()> {
+    async fn ask(
+        &mut self,
+        control: &mut Control,
+        options: &SourceOptions,
+        endpoint: &Endpoint,
+    ) -> Result<()> {
         if let Some(aof) = &options.aof {
             self.folder(options, aof, control).await?;
         } else {
-            self.stream(control, &options.endpoint).await?;
+            self.stream(control, endpoint).await?;
         }
         self.role(control).await?;
         self.settings(control).await?;
@@ -166,8 +174,8 @@ impl Look {
         self.add(match (role, link) {
             ("slave", "up") => {
                 let what = "it is a replica, and its link to its master is up";
-                let why = "what the master has and it has not yet is not captured; barriers are \
-                           refused";
+                let why =
+                    "its master has to tell its time to the same account; barriers are refused";
                 Finding::new(Level::Note, "role", what, why)
             }
             ("slave", _) => {
