@@ -26,8 +26,9 @@ Examples:
   pitr verify --closure            each Redis baseline and the log behind it are the next baseline
 
 Heads, the chain of digests and the catalog are looked at whatever the sample is. Needs no server (--closure
-needs a redis-server or valkey-server on PATH, and memory for the data), and works beside `pitr run`. Exit code 5 if something is damaged or missing, 1 if there is only more than
-there has to be.")]
+needs a redis-server or valkey-server on PATH, and memory for the data), and works beside `pitr run`. Exit
+code 5 if something is damaged or missing, 1 if a log is not complete, or there is only more than there has
+to be.")]
 pub(super) struct VerifyArgs {
     /// Read only a part of the bytes, another one each day
     #[arg(long, value_name = "N%")]
