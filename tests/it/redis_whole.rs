@@ -65,7 +65,10 @@ async fn a_baseline_with_the_log_behind_it_is_the_next_one_and_what_was_never_lo
     let differences = output.json()["closure"][3]["differences"].as_array().unwrap().clone();
     assert_eq!(differences.len(), 1, "{differences:?}");
     let said = differences[0].as_str().unwrap();
-    assert!(said.contains("database 1") && said.ends_with(": k:0:1"), "an expiry alone: {said}");
+    assert!(
+        said.contains("database 1") && said.ends_with(": \"k:0:1\""),
+        "an expiry alone: {said}"
+    );
     let error = output.error_json();
     assert_eq!(error["class"], "finding");
     assert!(error["message"].as_str().unwrap().contains("k:0:1"), "{error}");

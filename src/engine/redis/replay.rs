@@ -46,8 +46,9 @@ enum Fate {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Met {
     No,
-    /// Its file ended there, so the next file begins behind it.
-    AtEndOfFile,
+    /// Its log ended there, so the next one begins behind it: the next file, or the stream of a server
+    /// that was promoted there.
+    AtEndOfLog,
     /// The first SELECT was given out.
     Passed,
 }
@@ -209,6 +210,8 @@ impl Replay {
 
     /// The next bytes stand at `at`.
     fn enter(&mut self, at: Position) -> Result<()> {
+        // How far the log was read that ends here, and whether it is the baseline's.
+        let before = self.scanner.as_ref().map(|s| (s.offset(), self.log == self.begin.log));
         match &self.scanner {
             None if at.offset > self.begin.offset => {
                 return Err(Error::corrupt(format!(
@@ -222,11 +225,6 @@ impl Replay {
                     return Err(Error::corrupt(format!(
                         "the archive goes on at {at} within a record, or not at its beginning"
                     )));
-                }
-                let is_at_begin =
-                    self.log == self.begin.log && scanner.offset() == self.begin.offset;
-                if self.begin_met == Met::No && is_at_begin {
-                    self.begin_met = Met::AtEndOfFile;
                 }
                 self.select_anew = scanner.db() != 0;
                 self.passed += self.reached - self.entered;
@@ -251,6 +249,9 @@ impl Replay {
         }
         self.cut_log_met |= at.log == self.cut.log;
         if at.log != self.log {
+            if self.begin_met == Met::No && before == Some((self.begin.offset, true)) {
+                self.begin_met = Met::AtEndOfLog;
+            }
             self.settle_last();
             self.log = at.log;
         }
@@ -273,7 +274,7 @@ impl Replay {
         let mut step = Step::default();
         let Some(scanner) = &mut self.scanner else { return Ok(step) };
         if self.begin_met != Met::Passed {
-            let is_behind = self.log == self.begin.log || self.begin_met == Met::AtEndOfFile;
+            let is_behind = self.log == self.begin.log || self.begin_met == Met::AtEndOfLog;
             if !scanner.at_record_start() || !is_behind {
                 return Err(Error::corrupt(format!(
                     "the baseline at {} does not stand before a record of {}",

@@ -197,3 +197,22 @@ async fn each_file_begins_in_database_0_and_a_baseline_may_stand_before_an_empty
     let error = replay_files(&logs[1..], Position::new("a.3.incr.aof", end)).await.unwrap_err();
     assert_eq!(error.class(), Class::Corrupt, "{error}");
 }
+
+#[tokio::test]
+async fn a_server_that_was_promoted_at_the_baselines_place_goes_on_from_it() {
+    let (sender, pieces) = mpsc::channel(9);
+    let (before, behind) = (place(BEGIN), Position { db: 2, ..Position::new("next", BEGIN) });
+    let set = wire(&["SET", "a", "1"]);
+    for at in [before.clone(), behind] {
+        sender.try_send(Ok(Piece::Log { at, head: Bytes::new() })).unwrap();
+    }
+    sender.try_send(Ok(Piece::Bytes(set.clone().into()))).unwrap();
+    drop(sender);
+    let cut = Cut::At(Position::new("next", BEGIN + set.len() as u64));
+    let mut replay = Replay::new(pieces, &before, &cut, None).unwrap();
+    let mut out = vec![];
+    while let Some(step) = replay.next().await.unwrap() {
+        out.extend_from_slice(&step.bytes);
+    }
+    assert_eq!(out, [wire(&["SELECT", "2"]), set].concat());
+}
