@@ -3,11 +3,14 @@
 //! The catalog knows sealed segments. What a running daemon writes, or a crash left, is an open
 //! segment: it is read block by block. Both together are the history that a restore plans with.
 
+mod hours;
 mod keeping;
 mod marks;
+mod pieces;
 mod protection;
 
 pub use keeping::Forgotten;
+pub use pieces::Pieces;
 pub use protection::Lapse;
 
 use crate::catalog::Catalog;

@@ -327,7 +327,11 @@ fn holds(segment: &SegmentMeta, place: &Position) -> bool {
         && place.offset <= start.offset + segment.totals.bytes_raw
 }
 
-fn check_joint(before: &SegmentMeta, behind: &SegmentMeta) -> Result<()> {
+/// Proves that a segment goes on from the one before it.
+///
+/// # Errors
+/// As [`line_up`].
+pub fn check_joint(before: &SegmentMeta, behind: &SegmentMeta) -> Result<()> {
     let (number, next) = (before.header.number, behind.header.number);
     let (timeline, later) = (before.header.timeline, behind.header.timeline);
     if later != timeline {

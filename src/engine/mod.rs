@@ -16,6 +16,7 @@ mod guard;
 mod private;
 mod keys;
 mod unfinished;
+pub mod decode;
 pub mod place;
 pub mod digest;
 mod sample;
@@ -384,6 +385,16 @@ pub fn parser(engine: EngineKind, start: &Position) -> Box<dyn Parse> {
     match engine {
         EngineKind::Mysql => Box::new(mysql::Shape::new(start.offset)),
         EngineKind::Redis => Box::new(redis::Commands::new(start)),
+    }
+}
+
+/// What decodes an archived log into records. Needs no server. [`Decode::go_on`] comes first.
+///
+/// [`Decode::go_on`]: decode::Decode::go_on
+pub fn decoder(engine: EngineKind, interest: decode::Interest) -> Box<dyn decode::Decode> {
+    match engine {
+        EngineKind::Mysql => Box::new(mysql::Changes::new(interest)),
+        EngineKind::Redis => Box::new(redis::Changes::new(interest)),
     }
 }
 

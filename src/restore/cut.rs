@@ -8,9 +8,8 @@
 //! **Invariant:** nothing is in that was committed after the instant, as far as that is known; how
 //! far it is, is said.
 
-use super::feed::Pieces;
 use super::place::check_names;
-use crate::archive::{Archive, log_head};
+use crate::archive::{Archive, Pieces, log_head};
 use crate::clock::Timestamp;
 use crate::engine::{self, SPAN};
 use crate::error::Result;

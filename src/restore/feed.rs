@@ -4,7 +4,7 @@
 //! whole record that the plan saw; anything else is an error, never a shorter log.
 
 use super::{Job, Progress};
-use crate::archive::{SegmentReader, baseline_name, log_head, open_segment};
+use crate::archive::{Pieces, SegmentReader, baseline_name, log_head, open_segment};
 use crate::error::{Class, Context, Error, Result};
 use crate::manifest::{BASELINE_JSON_MAX, BaselineMeta, SegmentMeta, names};
 use crate::position::Position;
@@ -189,48 +189,6 @@ fn feed(
         }
     }
     Ok(())
-}
-
-/// The bytes of one segment between two offsets of its log, block by block.
-pub(super) struct Pieces<'a> {
-    reader: &'a mut SegmentReader,
-    index: usize,
-    from: u64,
-    end: u64,
-}
-
-impl<'a> Pieces<'a> {
-    pub(super) fn new(reader: &'a mut SegmentReader, from: u64, end: u64) -> Self {
-        Self { reader, index: 0, from, end }
-    }
-}
-
-impl Iterator for Pieces<'_> {
-    type Item = Result<Bytes>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        let (from, end) = (self.from, self.end);
-        loop {
-            let (index, block) = (self.index, self.reader.blocks().get(self.index)?.clone());
-            self.index += 1;
-            if block.end() <= from || block.raw_len == 0 || block.start >= end {
-                continue;
-            }
-            let mut bytes = Vec::new();
-            if let Err(error) = self.reader.read_block(index, &mut bytes) {
-                return Some(Err(error));
-            }
-            let mut bytes = Bytes::from(bytes);
-            if block.end() > end {
-                bytes.truncate(usize::try_from(end - block.start).unwrap_or(usize::MAX));
-            }
-            if block.start < from {
-                let skip = usize::try_from(from - block.start).unwrap_or(usize::MAX);
-                bytes = bytes.split_off(skip.min(bytes.len()));
-            }
-            return Some(Ok(bytes));
-        }
-    }
 }
 
 /// Hands over the bytes of one segment from `from` to its last whole record. `false` if nobody

@@ -7,8 +7,7 @@
 //! **Invariant:** what is found is the place named, at a boundary between records; anything else
 //! is a refusal that names the nearest places.
 
-use super::feed::Pieces;
-use crate::archive::{Archive, log_head};
+use crate::archive::{Archive, Pieces, log_head};
 use crate::clock::Timestamp;
 use crate::engine::SourceOptions;
 use crate::engine::mysql;

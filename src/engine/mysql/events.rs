@@ -334,6 +334,14 @@ impl<'a> Tokens<'a> {
         self.0
     }
 
+    /// The next word in capitals, if a word comes next.
+    pub(super) fn word(&mut self) -> Option<String> {
+        match self.next()? {
+            Token::Word(word) => Some(String::from_utf8_lossy(word).to_ascii_uppercase()),
+            _ => None,
+        }
+    }
+
     /// The next byte.
     pub(super) fn first(self) -> Option<u8> {
         self.0.first().copied()

@@ -62,15 +62,19 @@ pub(super) fn text(statement: &[u8]) -> Option<String> {
     is_landmark.then(|| shorten(begin.rest()))
 }
 
-/// One line of at most [`TEXT_BYTES`], with `…` where something was cut.
 fn shorten(statement: &[u8]) -> String {
+    shorten_to(statement, TEXT_BYTES)
+}
+
+/// One line of at most so many bytes, with `…` where something was cut, and without secrets.
+pub(super) fn shorten_to(statement: &[u8], most: usize) -> String {
     // A character is at most four bytes, and a line break becomes one.
-    let beginning = statement.get(..TEXT_BYTES * 4).unwrap_or(statement);
+    let beginning = statement.get(..most * 4).unwrap_or(statement);
     let text = String::from_utf8_lossy(beginning);
     let lower = text.to_ascii_lowercase();
     let secret = SECRETS.iter().filter_map(|word| lower.find(word)).min();
     let kept = text.get(..secret.unwrap_or(text.len())).unwrap_or_default();
-    let mut line = String::with_capacity(TEXT_BYTES);
+    let mut line = String::with_capacity(kept.len().min(most));
     let mut is_cut = secret.is_some() || beginning.len() < statement.len();
     for word in kept.split_whitespace() {
         if !line.is_empty() {
@@ -78,12 +82,12 @@ fn shorten(statement: &[u8]) -> String {
         }
         line.push_str(word);
     }
-    if line.len() > TEXT_BYTES {
+    if line.len() > most {
         is_cut = true;
-        let end = line.floor_char_boundary(TEXT_BYTES - MORE.len_utf8());
+        let end = line.floor_char_boundary(most - MORE.len_utf8());
         line.truncate(end);
-    } else if is_cut && line.len() + MORE.len_utf8() > TEXT_BYTES {
-        let end = line.floor_char_boundary(TEXT_BYTES - MORE.len_utf8());
+    } else if is_cut && line.len() + MORE.len_utf8() > most {
+        let end = line.floor_char_boundary(most - MORE.len_utf8());
         line.truncate(end);
     }
     if is_cut {

@@ -9,6 +9,7 @@
 
 mod auth;
 mod checkup;
+mod changes;
 mod client;
 pub mod digest;
 mod event;
@@ -19,23 +20,29 @@ mod gtid;
 mod hold;
 mod landmark;
 mod join;
+mod json;
 mod locate;
 mod maria;
 mod packet;
+mod payload;
 mod protection;
 mod pump;
+mod rows;
 mod semisync;
 mod servers;
 mod shape;
 mod sql;
 mod stream;
+mod table;
 mod tail;
 mod timing;
+mod values;
 
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzz;
 
+pub use changes::Changes;
 pub(in crate::engine) use checkup::checkup;
 pub use client::knock;
 pub use find::find_late;

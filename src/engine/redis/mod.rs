@@ -24,6 +24,7 @@ mod version;
 mod rdb;
 mod resp;
 mod records;
+mod changes;
 mod control;
 mod client;
 mod clock;
@@ -51,6 +52,7 @@ mod part;
 mod checkup;
 
 pub use aof::AofSource;
+pub use changes::Changes;
 pub(in crate::engine) use checkup::checkup;
 pub(in crate::engine) use find::{find, parse_place};
 pub use folder::RedisFolder;

@@ -222,6 +222,16 @@ impl Scanner {
         if self.at_record_start() { self.offset } else { self.record_start }
     }
 
+    /// The database selected by what was scanned, inside of MULTI included.
+    pub(crate) fn selected(&self) -> u32 {
+        self.db_now
+    }
+
+    /// How many arguments the last command had, its name included.
+    pub(crate) fn arguments(&self) -> u64 {
+        self.arg_index
+    }
+
     /// What the command that is being scanned means, as soon as its name was seen whole. `None`
     /// while it is not known yet. The number of a SELECT and the word behind REPLCONF may still
     /// be missing.
@@ -254,11 +264,27 @@ impl Scanner {
     /// Corrupt, with the offset, if the bytes are no replication stream. The scanner is of no
     /// use after that.
     pub(crate) fn next(&mut self, bytes: &[u8], at: &mut usize) -> Result<Option<Command>> {
+        self.next_seen(bytes, at, |_, _| {})
+    }
+
+    /// The same; `seen` gets the bytes of arguments as they come, each piece with the number of its
+    /// argument, from 0. An empty argument has no piece.
+    ///
+    /// # Errors
+    /// As [`Scanner::next`].
+    pub(crate) fn next_seen(
+        &mut self,
+        bytes: &[u8],
+        at: &mut usize,
+        mut seen: impl FnMut(u64, &[u8]),
+    ) -> Result<Option<Command>> {
         while let Some(rest) = bytes.get(*at..)
             && let Some(&byte) = rest.first()
         {
             if self.state == State::Arg {
+                let index = self.arg_index;
                 let taken = self.argument(rest);
+                seen(index, rest.get(..taken).unwrap_or_default());
                 *at += taken;
                 self.offset += taken as u64;
                 continue;

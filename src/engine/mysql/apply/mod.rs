@@ -9,7 +9,6 @@
 //! out in silence.
 
 mod maria;
-mod payload;
 mod pipeline;
 mod script;
 mod session;

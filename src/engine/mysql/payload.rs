@@ -6,8 +6,8 @@
 //!
 //! **Invariant:** memory is bounded by what is pushed at once, whatever the payload says.
 
-use super::super::event::Reader;
-use super::super::stream::{Part, Splitter};
+use super::event::Reader;
+use super::stream::{Part, Splitter};
 use crate::error::{Context, Error, Result};
 use bytes::Bytes;
 use zstd::stream::raw::{Decoder, InBuffer, Operation, OutBuffer};
