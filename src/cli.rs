@@ -5,6 +5,7 @@
 
 mod progress;
 mod doctor;
+mod audit;
 mod log;
 mod mark;
 mod restore;
@@ -78,8 +79,10 @@ enum Command {
     Restore(Box<restore::RestoreArgs>),
     /// Write a source's binlog files, byte for byte, from the archive alone
     Export(ExportArgs),
-    /// List moments that somebody may want to go back before
+    /// Say what happened: every record, or only moments that somebody may want to go back before
     Log(log::LogArgs),
+    /// Say what each hour changed, and prove that nothing is missing
+    Audit(audit::AuditArgs),
     /// Re-read what is stored: digests, chain, readability
     Verify(verify::VerifyArgs),
     /// Say what is older than it has to be, and delete it with --apply
@@ -212,6 +215,7 @@ fn run(cli: Cli) -> Result<()> {
         Command::Restore(args) => restore::restore(&config, &args, cli.json),
         Command::Export(args) => export(&config, args, cli.json),
         Command::Log(args) => log::log(&config, &args, cli.json),
+        Command::Audit(args) => audit::audit(&config, &args, cli.json),
         Command::Verify(args) => verify::verify(&config, &args, cli.json),
         Command::Prune(args) => retention::prune(&config, &args, cli.json),
         Command::Hold(args) => retention::hold(&config, &args, cli.json),

@@ -7,6 +7,7 @@
 //! Commands reach the daemon as JSON lines through a socket in the archive's folder.
 
 mod newest;
+mod auditing;
 mod pruning;
 mod setup;
 
@@ -302,6 +303,7 @@ async fn run_while<T>(
         });
         stations.push(Arc::clone(&station));
         tasks.spawn(supervise(Arc::clone(&station), config.clone(), stopped.clone()));
+        tasks.spawn(auditing::keep_hours(Arc::clone(&station), stopped.clone()));
         tasks.spawn(keep_baselines(station, config.clone(), asked, stopped.clone()));
     }
     tasks.spawn(serve(listener, root.clone(), stations.clone(), stopped));

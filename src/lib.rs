@@ -27,8 +27,10 @@ pub mod schedule;
 pub mod reindex;
 pub mod archive;
 pub mod setup;
+pub mod changes;
 
 // One verb, one file.
+pub mod audit;
 pub mod baseline;
 pub mod capture;
 pub mod mark;

@@ -4,6 +4,13 @@
 //! catalog's rows and in the planner's arguments. `docs/SEGMENT_FORMAT.md` describes their form
 //! on disk.
 
+mod hours;
+
+pub use hours::{
+    Before, Continuity, Covered, DatabaseCount, Ddl, Fallback, HourRecord, Increment, LandmarkLine,
+    Largest, NameCount, SegmentRef, TableCount,
+};
+
 use crate::clock::Timestamp;
 use crate::error::{Class, Context, Error, Result};
 use crate::position::Position;
@@ -620,6 +627,26 @@ pub mod names {
     pub fn is_pruned(name: &str) -> bool {
         let (folder, file) = name.rsplit_once('/').unwrap_or_default();
         folder.ends_with("/pruned") && file.strip_suffix(".json").is_some()
+    }
+
+    /// Folder of the records of a source's hours.
+    pub fn hours(source: &str) -> String {
+        format!("{source}/audit/")
+    }
+
+    /// The record of an hour. Names sort as hours do.
+    pub fn hour(source: &str, hour: Timestamp) -> String {
+        let place = hour.utc().map(|utc| utc.format("%Y/%m/%d/%H").to_string());
+        format!("{source}/audit/{}.json", place.unwrap_or_else(|| hour.as_micros().to_string()))
+    }
+
+    /// Source and hour of a name that [`hour`] gives.
+    pub fn parse_hour(name: &str) -> Option<(&str, Timestamp)> {
+        let (source, place) = name.split_once("/audit/")?;
+        let mut parts = place.strip_suffix(".json")?.split('/');
+        let (year, month, day, hour) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+        let at = Timestamp::parse(&format!("{year}-{month}-{day}T{hour}:00:00Z"))?;
+        (self::hour(source, at) == name).then_some((source, at))
     }
 
     /// Whether a name is one that [`strange_event`] gives.

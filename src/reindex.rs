@@ -12,9 +12,12 @@
 //! **Invariant:** the rebuilt catalog has the same rows as one that grew with the archive.
 
 use crate::catalog::{self, Batch, Catalog};
+use crate::clock::Timestamp;
 use crate::durable::{self, Lock};
 use crate::error::{Class, Context, Error, Result};
-use crate::manifest::{ArchiveMeta, BASELINE_JSON_MAX, BaselineMeta, FORMAT, Pruned, names};
+use crate::manifest::{
+    ArchiveMeta, BASELINE_JSON_MAX, BaselineMeta, FORMAT, HourRecord, Pruned, names,
+};
 use crate::segment::Reader;
 use crate::store::{Local, check_name};
 use serde::Serialize;
@@ -25,6 +28,9 @@ use std::path::Path;
 
 /// Longest record of a deletion that is read, in bytes.
 const PRUNED_JSON_MAX: u64 = 32 << 20;
+
+/// Longest record of an hour that is read, in bytes.
+const HOUR_JSON_MAX: u64 = 32 << 20;
 
 /// What a rebuild found.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -102,9 +108,17 @@ pub fn catch_up(
             last.insert(timeline, segment.header.number);
         }
     }
+    let far = Timestamp::from_micros(i64::MAX);
+    let hours = catalog.audits(source, Timestamp::from_micros(i64::MIN), far)?;
+    let hours: HashSet<String> = hours.iter().map(|(hour, _)| names::hour(source, *hour)).collect();
     // Names come sorted, so segments come in their order.
     for name in store.list(&format!("{source}/"))? {
         match names::parse_segment(&name) {
+            None if names::parse_hour(&name).is_some() && !hours.contains(&name) => {
+                let added = read_hour(store, archive, &name)
+                    .and_then(|hour| catalog.batch(|batch| batch.add_hour(&hour)));
+                pass_over_damage(added, &name)?;
+            }
             Some((timeline, number, true))
                 if last.get(&timeline).is_none_or(|last| number > *last) =>
             {
@@ -114,18 +128,23 @@ pub fn catch_up(
             }
             None if is_baseline(&name) && !known.contains(&name) => {
                 let added = catalog.batch(|batch| add_baseline(batch, store, archive, &name));
-                match added {
-                    Ok(_) => {}
-                    Err(error) if matches!(error.class(), Class::Corrupt | Class::Refused) => {
-                        tracing::error!("{name} is damaged: {error}");
-                    }
-                    Err(error) => return Err(error.context(name)),
-                }
+                pass_over_damage(added.map(drop), &name)?;
             }
             _ => {}
         }
     }
     Ok(())
+}
+
+/// What is damaged is said; a disk that does not answer is an error.
+fn pass_over_damage(added: Result<()>, name: &str) -> Result<()> {
+    match added {
+        Err(error) if matches!(error.class(), Class::Corrupt | Class::Refused) => {
+            tracing::error!("{name} is damaged: {error}");
+            Ok(())
+        }
+        other => other.map_err(|error| error.context(name)),
+    }
 }
 
 fn baseline_json(meta: &BaselineMeta) -> String {
@@ -183,6 +202,7 @@ fn fill(batch: &Batch<'_>, store: &Local, archive: &ArchiveMeta) -> Result<Repor
                 copies.push(name);
                 continue;
             }
+            Object::Hour => read_hour(store, archive, &name).and_then(|hour| batch.add_hour(&hour)),
             Object::Pruned => read_pruned(store, &name).map(|gone| pruned.extend(gone.baselines)),
             Object::Other => continue,
         };
@@ -213,6 +233,8 @@ enum Object {
     Baseline,
     /// What was deleted from a source.
     Pruned,
+    /// What an hour amounts to.
+    Hour,
     Other,
 }
 
@@ -227,6 +249,7 @@ fn what(name: &str) -> Object {
             Some((stem, "zst")) if stem.starts_with("base-") => Object::Copy,
             Some((stem, "json")) if stem.starts_with("base-") => Object::Baseline,
             _ if names::is_pruned(name) => Object::Pruned,
+            _ if names::parse_hour(name).is_some() => Object::Hour,
             _ => Object::Other,
         },
     }
@@ -253,6 +276,25 @@ fn add_segment(batch: &Batch<'_>, store: &Local, archive: &ArchiveMeta, name: &s
 pub fn read_pruned(store: &Local, name: &str) -> Result<Pruned> {
     let json = store.get(name, PRUNED_JSON_MAX)?;
     serde_json::from_slice(&json).corrupt(|| "it is no record of a deletion".into())
+}
+
+/// Reads the record of an hour.
+///
+/// # Errors
+/// Corrupt or refused, if it is not what its name says.
+pub fn read_hour(store: &Local, archive: &ArchiveMeta, name: &str) -> Result<HourRecord> {
+    let record = HourRecord::decode(&store.get(name, HOUR_JSON_MAX)?)?;
+    if record.format != FORMAT {
+        return Err(Error::refused(format!("record format {} is not known", record.format)));
+    }
+    if record.archive != archive.archive {
+        return Err(Error::corrupt(format!("it belongs to archive {}", record.archive)));
+    }
+    let right = names::hour(&record.source, record.hour);
+    if right != name {
+        return Err(Error::corrupt(format!("by its content it is {right}")));
+    }
+    Ok(record)
 }
 
 /// Gives the name of the baseline's bytes.

@@ -30,10 +30,33 @@ pub fn is_baseline_due(newest: Option<Timestamp>, now: Timestamp, at: NaiveTime,
     newest.is_none_or(|begun| now >= next_daily(begun, at, zone))
 }
 
+/// Whether an hour is over: by the clock of this host, and by that of the source, of which
+/// everything committed until `reached` is on disk.
+pub fn is_hour_over(hour: Timestamp, reached: Option<Timestamp>, now: Timestamp) -> bool {
+    let end = hour.after(std::time::Duration::from_hours(1));
+    reached.is_some_and(|reached| reached >= end) && now >= end
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use rstest::rstest;
+
+    #[rstest]
+    #[case::over("2024-05-01T03:00:00Z", "2024-05-01T03:00:00Z", true)]
+    #[case::long_over("2024-05-03T07:00:00Z", "2024-05-03T07:00:00Z", true)]
+    #[case::running("2024-05-01T02:59:59Z", "2024-05-01T02:59:59Z", false)]
+    #[case::source_is_behind("2024-05-01T02:30:00Z", "2024-05-01T03:10:00Z", false)]
+    #[case::source_is_ahead("2024-05-01T03:00:01Z", "2024-05-01T02:59:58Z", false)]
+    fn an_hour_is_over_when_both_clocks_say_so(
+        #[case] reached: &str,
+        #[case] now: &str,
+        #[case] over: bool,
+    ) {
+        let at = |text: &str| Timestamp::parse(text).unwrap();
+        assert_eq!(is_hour_over(at("2024-05-01T02:00:00Z"), Some(at(reached)), at(now)), over);
+        assert!(!is_hour_over(at("2024-05-01T02:00:00Z"), None, at(now)));
+    }
 
     #[rstest]
     #[case::later_today("2024-05-01T00:30:00Z", "2024-05-01T01:00:00.000000Z")]

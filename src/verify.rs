@@ -9,6 +9,7 @@
 //! that it knows no engine. While a daemon writes, what has no final name yet counts as far as it
 //! is whole.
 
+mod hours;
 mod report;
 
 use crate::archive::{
@@ -207,7 +208,8 @@ impl Work<'_> {
         };
         let (baselines, bad) = self.baselines(source, objects, &forgotten)?;
         let mut segments: BTreeMap<u32, BTreeSet<u64>> = BTreeMap::new();
-        for name in objects {
+        self.hours(source, objects)?;
+        for name in objects.iter().filter(|name| names::parse_hour(name).is_none()) {
             match names::parse_segment(name) {
                 Some((timeline, number, _)) => {
                     segments.entry(timeline).or_default().insert(number);
@@ -280,8 +282,7 @@ impl Work<'_> {
             || names::is_pruned(name)
             || name.starts_with(&names::setups(source))
             || rest.starts_with("/semi-sync/")
-            || rest.starts_with("/holds/")
-            || rest.starts_with("/audit/");
+            || rest.starts_with("/holds/");
         let file = name.rsplit_once('/').map_or(name, |(_, file)| file);
         if is_unfinished(name) || names::is_pin(source, name) || file.starts_with("base-") {
             return Ok(());

@@ -7,7 +7,8 @@ use super::{failed, int, micros};
 use crate::clock::Timestamp;
 use crate::error::{Class, Context, Error, Result};
 use crate::manifest::{
-    BaselineMeta, BlockMeta, EngineKind, PlacedLandmark, SegmentHeader, SegmentMeta, Totals,
+    BaselineMeta, BlockMeta, EngineKind, HourRecord, PlacedLandmark, SegmentHeader, SegmentMeta,
+    Totals,
 };
 use crate::record::TimeSource;
 use rusqlite::{Connection, OptionalExtension, Params, Row, params};
@@ -39,6 +40,31 @@ impl<'a> Batch<'a> {
     /// See [`super::Catalog::add_baseline`]. If it fails, the batch is as it was before.
     pub fn add_baseline(&self, meta: &BaselineMeta) -> Result<()> {
         self.whole_or_nothing(|| self.insert_baseline(meta))
+    }
+
+    /// See [`super::Catalog::add_hour`]. If it fails, the batch is as it was before.
+    pub fn add_hour(&self, record: &HourRecord) -> Result<()> {
+        let (source, hour) = (&record.source, record.hour.as_micros());
+        let digest = &record.digest;
+        let found: Option<String> = self.maybe(
+            "SELECT digest FROM audit WHERE source = ?1 AND hour = ?2",
+            params![source, hour],
+            |row| row.get(0),
+        )?;
+        match found {
+            Some(found) if found == *digest => return Ok(()),
+            Some(_) => {
+                return Err(Error::corrupt(format!(
+                    "there are two different records of {source} for the hour {}",
+                    record.hour
+                )));
+            }
+            None => {}
+        }
+        self.run(
+            "INSERT INTO audit (source, hour, digest, continuity) VALUES (?1, ?2, ?3, ?4)",
+            params![source, hour, digest, record.increment.continuity.word()],
+        )
     }
 
     fn whole_or_nothing(&self, add: impl FnOnce() -> Result<()>) -> Result<()> {

@@ -15,7 +15,7 @@ pub use insert::Batch;
 
 use crate::clock::Timestamp;
 use crate::error::{Class, Error, Result};
-use crate::manifest::{BaselineMeta, BlockMeta, SegmentMeta};
+use crate::manifest::{BaselineMeta, BlockMeta, HourRecord, SegmentMeta};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 use std::path::{Path, PathBuf};
@@ -23,7 +23,7 @@ use std::time::Duration;
 
 /// `user_version` of the schema below. A catalog with another one is not migrated but rebuilt:
 /// that is always possible and has one code path.
-const SCHEMA_VERSION: i64 = 2;
+const SCHEMA_VERSION: i64 = 3;
 const SCHEMA: &str = include_str!("schema.sql");
 /// How long a statement waits for another process: a writer's transactions take milliseconds,
 /// a checkpoint on a busy disk may take seconds.
@@ -127,6 +127,14 @@ impl Catalog {
     /// Corrupt, if another baseline of that name, with another digest, is there already.
     pub fn add_baseline(&mut self, meta: &BaselineMeta) -> Result<()> {
         self.batch(|batch| batch.add_baseline(meta))
+    }
+
+    /// Adds the record of an hour. Adding it again changes nothing.
+    ///
+    /// # Errors
+    /// Corrupt, if another record of that hour, with another digest, is there already.
+    pub fn add_hour(&mut self, record: &HourRecord) -> Result<()> {
+        self.batch(|batch| batch.add_hour(record))
     }
 
     /// Adds many things in one transaction: all of them, or none if `add` fails.

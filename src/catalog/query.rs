@@ -59,9 +59,15 @@ pub(super) const LANDMARKS: &str = "SELECT timeline, segment, position, log, lan
 pub(super) const HOURS: &str = "SELECT hour, segments, records, bytes_raw, bytes_stored,
         first_position, last_position, first_at, last_at
      FROM hour WHERE source = ?1 AND hour >= ?2 AND hour < ?3 ORDER BY hour";
+pub(super) const REACHED_BEFORE: &str = "SELECT reached FROM segment
+     WHERE source = ?1 AND timeline = ?2 AND number < ?3 ORDER BY number DESC LIMIT 1";
+pub(super) const AUDITS: &str = "SELECT hour, digest FROM audit
+     WHERE source = ?1 AND hour >= ?2 AND hour < ?3 ORDER BY hour";
+pub(super) const LAST_AUDIT: &str =
+    "SELECT hour, digest FROM audit WHERE source = ?1 ORDER BY hour DESC LIMIT 1";
 
 /// All rows of each table, without what depends on the order of insertion.
-const DUMPS: [(&str, &str); 8] = [
+const DUMPS: [(&str, &str); 9] = [
     ("source", "SELECT * FROM source ORDER BY name"),
     ("timeline", "SELECT * FROM timeline ORDER BY source, timeline"),
     (
@@ -81,6 +87,7 @@ const DUMPS: [(&str, &str); 8] = [
     ("landmark", "SELECT * FROM landmark ORDER BY source, timeline, segment, position"),
     ("gap", "SELECT * FROM gap ORDER BY source, timeline, segment"),
     ("hour", "SELECT * FROM hour ORDER BY source, hour"),
+    ("audit", "SELECT * FROM audit ORDER BY source, hour"),
 ];
 
 impl Catalog {
@@ -257,6 +264,34 @@ impl Catalog {
         })
     }
 
+    /// The records of a source's hours that begin at `from` or later, and before `to`: hour and
+    /// digest.
+    pub fn audits(
+        &self,
+        source: &str,
+        from: Timestamp,
+        to: Timestamp,
+    ) -> Result<Vec<(Timestamp, String)>> {
+        self.all(AUDITS, params![source, from.as_micros(), to.as_micros()], audited)
+    }
+
+    /// The newest of them.
+    pub fn last_audit(&self, source: &str) -> Result<Option<(Timestamp, String)>> {
+        Ok(self.all(LAST_AUDIT, [source], audited)?.into_iter().next())
+    }
+
+    /// As [`Self::reached`], of the segments before `number`.
+    pub fn reached_before(
+        &self,
+        source: &str,
+        timeline: u32,
+        number: u64,
+    ) -> Result<Option<Timestamp>> {
+        let params = params![source, timeline, int(number)?];
+        let last: Vec<Option<i64>> = self.all(REACHED_BEFORE, params, |row| row.get(0))?;
+        Ok(last.first().copied().flatten().map(Timestamp::from_micros))
+    }
+
     /// All rows as text, in one order: equal catalogs have equal dumps.
     pub fn dump(&self) -> Result<String> {
         let mut text = String::new();
@@ -327,6 +362,10 @@ impl Stored {
             sealed: true,
         })
     }
+}
+
+fn audited(row: &Row<'_>) -> rusqlite::Result<(Timestamp, String)> {
+    Ok((Timestamp::from_micros(row.get(0)?), row.get(1)?))
 }
 
 fn block(row: &Row<'_>) -> rusqlite::Result<BlockMeta> {

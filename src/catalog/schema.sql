@@ -1,6 +1,6 @@
 -- The catalog's tables. Every row can be derived from the archive's objects; `pitr reindex` does.
 -- Times are µs since 1970 (UTC); offsets and lengths are bytes. One row per segment, block,
--- baseline, landmark, gap and hour: never one per transaction.
+-- baseline, landmark, gap, hour and hour's record: never one per transaction.
 
 CREATE TABLE source (
     name    TEXT PRIMARY KEY,
@@ -102,5 +102,14 @@ CREATE TABLE hour (
     last_position   TEXT NOT NULL,
     first_at        INTEGER,
     last_at         INTEGER,
+    PRIMARY KEY (source, hour)
+) STRICT, WITHOUT ROWID;
+
+-- The record of an hour, which is an object of its own.
+CREATE TABLE audit (
+    source      TEXT NOT NULL,
+    hour        INTEGER NOT NULL,
+    digest      TEXT NOT NULL,
+    continuity  TEXT NOT NULL,
     PRIMARY KEY (source, hour)
 ) STRICT, WITHOUT ROWID;

@@ -392,6 +392,9 @@ fn every_query_is_an_index_search() {
         query::NEWEST_BASELINE,
         query::GAPS,
         query::HOURS,
+        query::AUDITS,
+        query::LAST_AUDIT,
+        query::REACHED_BEFORE,
     ] {
         let mut statement = catalog.db.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
         let steps: Vec<String> =

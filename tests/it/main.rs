@@ -18,6 +18,7 @@
 
 mod aof;
 mod apply_sql;
+mod audit;
 mod baseline_exact;
 mod cli;
 mod continuity;
@@ -35,6 +36,7 @@ mod instants;
 mod interrupted;
 mod large;
 mod load;
+mod log;
 mod login;
 mod mariadb_baseline;
 mod mariadb_restore;
