@@ -135,4 +135,4 @@ fn by_seconds(
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

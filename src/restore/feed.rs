@@ -97,6 +97,7 @@ pub(super) fn read_baseline(
     let expected = baseline.bytes_raw;
     let (send, receive) = mpsc::channel(PIECES_IN_FLIGHT);
     std::thread::spawn(move || {
+        progress.done.store(0, Ordering::Relaxed);
         let result = (|| {
             let mut decoder = zstd::Decoder::new(file).corrupt(|| path.display().to_string())?;
             let mut total = 0;
@@ -140,8 +141,17 @@ fn fill(from: &mut impl Read, buffer: &mut [u8]) -> std::io::Result<usize> {
 
 /// The log from the baseline's place to the end of the last segment, readable again and again.
 pub(super) fn read_log(store: Local, job: &Job, progress: Arc<Progress>) -> OpenLog {
-    let place = job.baseline.position.clone();
-    let segments = Arc::new(job.segments.clone());
+    read_segments(store, job.segments.clone(), job.baseline.position.clone(), progress)
+}
+
+/// The log from `place`, which is in the first of the segments, to the end of the last one.
+fn read_segments(
+    store: Local,
+    segments: Vec<SegmentMeta>,
+    place: Position,
+    progress: Arc<Progress>,
+) -> OpenLog {
+    let segments = Arc::new(segments);
     Arc::new(move || {
         let (send, receive) = mpsc::channel(PIECES_IN_FLIGHT);
         let (store, segments) = (store.clone(), Arc::clone(&segments));
@@ -218,3 +228,6 @@ fn feed_segment(
         segment.header.number
     )))
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,7 +8,7 @@ use rstest::rstest;
 
 /// Files of a MariaDB: the first record was made in second 0, the last of the first file and all
 /// of the second in second 1, that of the third file in second 64.
-const FILES: [(&str, &str, &[u8]); 3] = [
+pub(in crate::restore) const FILES: [(&str, &str, &[u8]); 3] = [
     ("mbin.000001", "", include_bytes!("../../../fixtures/mariadb/mbin.000001")),
     ("mbin.000002", "0-7400-500,1-7400-1", include_bytes!("../../../fixtures/mariadb/mbin.000002")),
     (
@@ -33,7 +33,9 @@ fn server() -> Server {
 }
 
 /// An archive with one segment for each file, and marks in them: file, offset, ms.
-fn archive(marks: &[(usize, u64, i64)]) -> (tempfile::TempDir, Archive, Vec<SegmentMeta>) {
+pub(in crate::restore) fn archive(
+    marks: &[(usize, u64, i64)],
+) -> (tempfile::TempDir, Archive, Vec<SegmentMeta>) {
     let dir = tempfile::tempdir().unwrap();
     let archive = Archive::init(dir.path()).unwrap();
     let mut segments: Vec<SegmentMeta> = vec![];
