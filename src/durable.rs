@@ -64,6 +64,19 @@ pub fn create(path: &Path, bytes: &[u8]) -> Result<()> {
     publish(&temporary, path)
 }
 
+/// Takes a file's name, if nobody has it: an empty file stands there until it is
+/// [replaced](replace). False, if there is one of that name.
+///
+/// # Errors
+/// Unavailable, if it cannot be made.
+pub fn reserve(path: &Path) -> Result<bool> {
+    match File::options().write(true).create_new(true).open(path) {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(false),
+        Err(error) => Err(error).unavailable(|| format!("create {}", path.display())),
+    }
+}
+
 /// Makes a folder and the folders above it, durably.
 pub fn create_dir_all(dir: &Path) -> Result<()> {
     if dir.is_dir() {

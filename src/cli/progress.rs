@@ -1,6 +1,6 @@
 //! How far a restore has come: a bar on a terminal, elsewhere a line now and then.
 
-use crate::restore::Progress;
+use crate::restore::{Now, Progress};
 use indicatif::{BinaryBytes, HumanDuration, ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
 use std::sync::Arc;
@@ -23,11 +23,11 @@ async fn draw(progress: &Progress) {
             .unwrap_or_else(|_| ProgressStyle::default_bar());
     let bar = ProgressBar::new(0).with_style(style);
     let mut ticks = tokio::time::interval(DRAW_EVERY);
-    let mut step = 0;
+    let mut seen = (0, 0);
     loop {
         ticks.tick().await;
         let now = progress.now();
-        if std::mem::replace(&mut step, now.step) != now.step {
+        if begins_anew(&mut seen, &now) {
             // Otherwise the pace of one step would be taken for that of the next one.
             bar.reset();
         }
@@ -39,11 +39,11 @@ async fn draw(progress: &Progress) {
 
 async fn write(progress: &Progress) {
     let mut ticks = tokio::time::interval(LOOK_EVERY);
-    let (mut step, mut begun, mut done_before, mut looks) = (0, Instant::now(), 0, 0);
+    let (mut seen, mut begun, mut done_before, mut looks) = ((0, 0), Instant::now(), 0, 0);
     loop {
         ticks.tick().await;
         let now = progress.now();
-        if std::mem::replace(&mut step, now.step) != now.step {
+        if begins_anew(&mut seen, &now) {
             (begun, done_before) = (Instant::now(), now.done);
         }
         looks += 1;
@@ -53,6 +53,13 @@ async fn write(progress: &Progress) {
             tracing::info!("{}: {}", now.doing, line(now.done, now.total, pace));
         }
     }
+}
+
+/// Whether a step begins, or is begun anew from its first byte. `seen` is the step and what was
+/// done of it when somebody looked last.
+fn begins_anew(seen: &mut (u64, u64), now: &Now) -> bool {
+    let (step, done) = std::mem::replace(seen, (now.step, now.done));
+    step != now.step || done > now.done
 }
 
 /// Bytes a second, once there is something to tell it by.
@@ -87,6 +94,15 @@ mod tests {
             line(5 * mib, 5 * mib, pace),
             "5.00 MiB of 5.00 MiB, 10.00 MiB/s, 0 seconds left"
         );
+    }
+
+    #[test]
+    fn the_pace_is_that_of_the_attempt_that_goes_on() {
+        let now = |step, done| Now { step, doing: String::new(), done, total: 100 };
+        let mut seen = (1, 40);
+        assert!(!begins_anew(&mut seen, &now(1, 40)) && !begins_anew(&mut seen, &now(1, 50)));
+        assert!(begins_anew(&mut seen, &now(1, 10)) && !begins_anew(&mut seen, &now(1, 60)));
+        assert!(begins_anew(&mut seen, &now(2, 60)));
     }
 
     #[test]

@@ -208,7 +208,7 @@ pub(super) fn restore(config: &Config, args: &RestoreArgs, json: bool) -> Result
                 report = plan.run(&progress) => report,
                 () = until_stopped() => {
                     Err(Error::new(Class::Interrupted, "the restore was interrupted")
-                        .hint("run the same restore again: it starts anew"))
+                        .hint("run the same restore again: it goes on, or starts anew"))
                 }
                 () = progress::show(Arc::clone(&progress)) => Err(Error::bug("progress ended")),
             }

@@ -195,12 +195,9 @@ pub trait Target: Send + fmt::Debug {
         None
     }
 
-    /// Loads a baseline: the bytes as [`Source::baseline`] gave them.
-    fn load<'a>(
-        &'a mut self,
-        baseline: &'a BaselineMeta,
-        pieces: mpsc::Receiver<Result<Bytes>>,
-    ) -> Work<'a, ()>;
+    /// Loads a baseline: the bytes as [`Source::baseline`] gave them. They may be read again where
+    /// a connection was lost.
+    fn load<'a>(&'a mut self, baseline: &'a BaselineMeta, open: OpenBaseline) -> Work<'a, ()>;
 
     /// Applies the log behind the baseline up to the cut, and waits until all of it is applied.
     fn replay<'a>(
@@ -357,8 +354,23 @@ pub struct TargetOptions {
     pub keys: Keys,
     /// Whether a running server that is not empty is written into, where only some keys are restored.
     pub in_place: bool,
-    /// Whether a running server that an interrupted restore left half filled is cleaned first.
-    pub clean: bool,
+    /// What becomes of what an interrupted restore left in a running server.
+    pub leftover: Leftover,
+    /// What is restored, from which baseline and to where, in words that are the same for the same
+    /// restore only. Without them, none goes on with what an interrupted one left.
+    pub purpose: String,
+}
+
+/// What becomes of a running server that an interrupted restore left half filled.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Leftover {
+    /// Nothing: it is only looked at.
+    #[default]
+    Look,
+    /// A restore for the same purpose goes on with it, another one is refused.
+    GoOn,
+    /// It is emptied.
+    Clean,
 }
 
 /// What times the records of a source of this version.

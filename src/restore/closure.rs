@@ -13,7 +13,9 @@ use super::{Job, Progress, feed};
 use crate::archive::{Archive, reading};
 use crate::clock::Timestamp;
 use crate::engine::redis::{Content, content};
-use crate::engine::{Apply, Destination, Expiry, Keys, Needs, SourceOptions, TargetOptions};
+use crate::engine::{
+    Apply, Destination, Expiry, Keys, Leftover, Needs, SourceOptions, TargetOptions,
+};
 use crate::error::{Class, Error, Result};
 use crate::manifest::{BaselineMeta, EngineKind, SegmentMeta};
 use crate::plan::History;
@@ -202,7 +204,8 @@ async fn bring_up(
         expiry: Expiry::default(),
         keys: Keys::default(),
         in_place: false,
-        clean: false,
+        leftover: Leftover::default(),
+        purpose: String::new(),
     };
     let open = {
         let (store, baseline) = (store.clone(), job.baseline.clone());

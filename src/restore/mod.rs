@@ -20,14 +20,14 @@ use crate::archive::Archive;
 use crate::clock::Timestamp;
 use crate::durable;
 use crate::engine::{
-    Apply, Destination, Endpoint, Expiry, Keys, Meter, Needs, SourceOptions, Target, TargetOptions,
-    Ttl, open_target,
+    Apply, Destination, Endpoint, Expiry, Keys, Leftover, Meter, Needs, SourceOptions, Target,
+    TargetOptions, Ttl, open_target,
 };
 use crate::error::{Class, Context, Error, Result};
 use crate::manifest::{BaselineMeta, SegmentMeta};
 use crate::plan;
 use crate::position::Position;
-use crate::record::{Cut, Landing, Server};
+use crate::record::{Cut, Landing, OpenBaseline, Server};
 use crate::store::Local;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -240,7 +240,7 @@ impl Plan {
     }
 
     /// Looks at the target of a job, and changes nothing.
-    async fn look_at(&self, job: &Job, clean: bool) -> Result<(Box<dyn Target>, Server)> {
+    async fn look_at(&self, job: &Job, leftover: Leftover) -> Result<(Box<dyn Target>, Server)> {
         let mut target = open_target(TargetOptions {
             name: job.options.name.clone(),
             engine: job.options.engine,
@@ -251,12 +251,27 @@ impl Plan {
             expiry: self.expiry,
             keys: self.keys.clone(),
             in_place: self.in_place,
-            clean,
+            leftover,
+            purpose: self.purpose(job),
         });
         let doing = || format!("restore {} into {}", job.options.name, job.target());
         let needs = self.needs.get(&job.options.name).cloned().unwrap_or_default();
         let server = target.preflight(&needs).await.map_err(|error| error.context(doing()))?;
         Ok((target, server))
+    }
+
+    /// What tells the restore of a job from every other one.
+    fn purpose(&self, job: &Job) -> String {
+        let (baseline, cut) = (&job.baseline, &job.cut);
+        format!(
+            "{} of archive {}: {} ({}) of timeline {}, {cut:?}, databases {:?}",
+            baseline.source,
+            baseline.archive,
+            baseline.name,
+            baseline.digest,
+            baseline.timeline,
+            job.databases
+        )
     }
 
     /// Looks at the running servers among the targets, and says what would be done with them.
@@ -267,7 +282,7 @@ impl Plan {
         let mut report = self.report();
         for (job, said) in self.jobs.iter().zip(&mut report.sources) {
             if matches!(job.destination, Destination::Running(_)) {
-                let (target, server) = self.look_at(job, false).await?;
+                let (target, server) = self.look_at(job, Leftover::Look).await?;
                 said.target_version = server.version;
                 said.goes(target.way());
             }
@@ -286,7 +301,8 @@ impl Plan {
         for job in &self.jobs {
             feed::verify(&self.store, job, progress).await?;
             let clean = self.clean.contains(&job.options.name);
-            let (target, server) = self.look_at(job, clean).await?;
+            let leftover = if clean { Leftover::Clean } else { Leftover::GoOn };
+            let (target, server) = self.look_at(job, leftover).await?;
             versions.push(server.version);
             targets.push(target);
         }
@@ -309,18 +325,27 @@ impl Plan {
             done.goes(target.way());
             done.ttl = target.expired();
         }
-        let path = self.receipt_path();
+        let path = self.receipt_path()?;
         report.receipt = Some(path.display().to_string());
         let json = serde_json::to_vec_pretty(&report).class(Class::Bug, || "write JSON".into())?;
         durable::replace(&path, &json)?;
         Ok(report)
     }
 
-    /// Beside the folder that was restored into, or in the current one.
-    fn receipt_path(&self) -> PathBuf {
-        let name = format!("pitr-receipt-{}.json", self.to.compact());
+    /// Beside the folder that was restored into, or in the current one. The name is the
+    /// receipt's own: that of an earlier restore to the same instant stays.
+    fn receipt_path(&self) -> Result<PathBuf> {
         let has_folder = self.jobs.iter().any(|j| matches!(j.destination, Destination::Folder(_)));
-        if has_folder { self.into.join(name) } else { PathBuf::from(name) }
+        let dir = if has_folder { self.into.as_path() } else { Path::new("") };
+        let mut name = format!("pitr-receipt-{}.json", self.to.compact());
+        for number in 2_u32.. {
+            let path = dir.join(&name);
+            if durable::reserve(&path)? {
+                return Ok(path);
+            }
+            name = format!("pitr-receipt-{}-{number}.json", self.to.compact());
+        }
+        Err(Error::unavailable(format!("no name is left for a receipt in {}", dir.display())))
     }
 }
 
@@ -330,6 +355,12 @@ impl Job {
             Destination::Running(endpoint) => endpoint.to_string(),
             Destination::Folder(dir) => dir.display().to_string(),
         }
+    }
+
+    fn open_baseline(&self, store: &Local, progress: &Arc<Progress>) -> OpenBaseline {
+        let (store, baseline) = (store.clone(), self.baseline.clone());
+        let progress = Arc::clone(progress);
+        Arc::new(move || feed::read_baseline(&store, &baseline, Arc::clone(&progress)))
     }
 
     /// Lets the target look through what it is going to get, while it is still as it was.
@@ -344,11 +375,7 @@ impl Job {
         }
         let name = &self.options.name;
         progress.begin(format!("look through {name}"), self.baseline.bytes_raw);
-        let open = {
-            let (store, baseline) = (store.clone(), self.baseline.clone());
-            let progress = Arc::clone(progress);
-            Arc::new(move || feed::read_baseline(&store, &baseline, Arc::clone(&progress)))
-        };
+        let open = self.open_baseline(store, progress);
         let log = feed::read_log(store.clone(), self, Arc::clone(progress));
         target.examine(&self.baseline, open, log, &self.cut).await
     }
@@ -363,8 +390,7 @@ impl Job {
         let begun = Instant::now();
         let doing = format!("load {}", self.baseline.name);
         progress.begin_with(doing, self.baseline.bytes_raw, target.meter());
-        let pieces = feed::read_baseline(store, &self.baseline, Arc::clone(progress))?;
-        target.load(&self.baseline, pieces).await?;
+        target.load(&self.baseline, self.open_baseline(store, progress)).await?;
         report.seconds.baseline = begun.elapsed().as_secs_f64();
 
         let replaying = Instant::now();

@@ -1,7 +1,7 @@
 //! A restore that is killed at any moment can be run again, and brings everything back.
 
 use crate::instants::until_windows;
-use crate::support::{Mariadbd, Mysqld, Pitr, RedisServer, eventually};
+use crate::support::{Mariadbd, Mysqld, Output, Pitr, RedisServer, eventually};
 use ::redis::AsyncCommands;
 use mysql_async::prelude::Queryable;
 use pitr::engine::{mysql, redis};
@@ -55,6 +55,15 @@ fn processes_with(text: &str) -> Vec<u32> {
         }
     }
     found
+}
+
+/// Runs a restore as soon as the server has noticed that the one before it is gone.
+async fn not_busy(pitr: &Pitr, args: &[&str]) -> Output {
+    eventually("the server notices", Duration::from_mins(1), async || {
+        let output = pitr.run(args).await;
+        (output.code() != Some(7)).then_some(output)
+    })
+    .await
 }
 
 async fn nobody_works_in(dir: &Path) {
@@ -175,11 +184,11 @@ async fn a_mysql_server_left_half_restored_is_known_and_cleaned_when_told_to() {
     pitr.run(&[&args[..], &["--clean-target", "shop-mysql"]].concat()).await.exits(7);
     kill(child);
 
-    eventually("the server notices", Duration::from_secs(20), async || {
-        (pitr.run(&args).await.code() == Some(6)).then_some(())
-    })
-    .await;
-    let error = pitr.run(&args).await.exits(6).error_json();
+    // To another instant than the one that was interrupted.
+    let uuid: String = source.row("SELECT @@server_uuid").await;
+    let elsewhere = format!("{uuid}:1000");
+    let another = ["restore", "--to-position", &elsewhere, "--json", "--target", &to];
+    let error = not_busy(&pitr, &another).await.exits(6).error_json();
     assert!(error["message"].as_str().unwrap().contains("half restored"), "{error}");
     assert!(error["hint"].as_str().unwrap().contains("--clean-target shop-mysql"), "{error}");
     pitr.run(&[&args[..], &["--clean-target", "shop-mysql"]].concat()).await.ok();
@@ -220,14 +229,9 @@ async fn killed_at_the_end(source: &Mysqld, target: &Mysqld) {
     .await;
     kill(child);
     lock.query_drop("UNLOCK TABLES").await.unwrap();
+    // The same restore goes on: with nothing, as the log has changed all tables.
     let args = [&["restore", "--json", "--target", &to], &goal[..]].concat();
-    eventually("the server notices", Duration::from_mins(1), async || {
-        (pitr.run(&args).await.code() == Some(6)).then_some(())
-    })
-    .await;
-    let error = pitr.run(&args).await.exits(6).error_json();
-    assert!(error["message"].as_str().unwrap().contains("half restored"), "{error}");
-    pitr.run(&[&args[..], &["--clean-target", "shop-mysql"]].concat()).await.ok();
+    not_busy(&pitr, &args).await.ok();
     let of = async |server: &Mysqld| {
         let mut conn = server.conn().await;
         mysql::digest::digest(&mut conn).await.unwrap()
@@ -298,7 +302,19 @@ async fn redis_restores_that_were_killed_can_be_run_again() {
     assert!(error.to_string().contains("REPLICAOF NO ONE"), "{error}");
     let _: String = target.cmd(&["REPLICAOF", "NO", "ONE"]).await;
     let _: String = target.cmd(&["FLUSHALL"]).await;
-    pitr.run(&args).await.ok();
+    let first = pitr.run(&args).await.ok().json();
     let now = redis::digest::digest(&mut target.conn().await).await.unwrap();
     assert_eq!(now.diff(&then), [""; 0]);
+
+    // Once more, to the same instant: either has a receipt of its own.
+    let _: String = target.cmd(&["FLUSHALL"]).await;
+    let second = pitr.run(&args).await.ok().json();
+    assert_eq!(first["to"], second["to"]);
+    assert_ne!(first["receipt"], second["receipt"]);
+    for report in [first, second] {
+        let receipt = pitr.dir().join(report["receipt"].as_str().unwrap());
+        let kept: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(receipt).unwrap()).unwrap();
+        assert_eq!(kept, report);
+    }
 }

@@ -48,6 +48,7 @@ mod partial_revokes;
 mod redis;
 mod redis_whole;
 mod restore_choices;
+mod resumed;
 mod semi_sync;
 mod servers;
 mod support;

@@ -2,6 +2,7 @@
 //!
 //! **Invariant:** an answer of an unexpected form is an error, never a panic.
 
+use super::auth;
 use crate::error::{Context, Error, Result};
 use mysql_async::Conn;
 use mysql_async::prelude::{FromRow, Queryable};
@@ -58,6 +59,19 @@ pub(super) async fn keep_open(conn: &mut Conn) -> Result<()> {
 /// Whether the server said that it does not know the statement.
 pub(super) fn is_syntax_error<T>(answer: &Result<T>) -> bool {
     server_code(answer) == Some(1064)
+}
+
+/// Whether the connection was lost, by whoever's doing, or the server ended it.
+pub(super) fn is_lost(error: &Error) -> bool {
+    let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref());
+    match cause {
+        Some(mysql_async::Error::Server(error)) => auth::ENDED.contains(&error.code),
+        Some(mysql_async::Error::Io(_)) => true,
+        Some(mysql_async::Error::Driver(error)) => {
+            matches!(error, mysql_async::DriverError::ConnectionClosed)
+        }
+        _ => false,
+    }
 }
 
 /// The number of the server's error, if it gave one.

@@ -127,6 +127,11 @@ const ACCESS_DENIED: [u16; 3] = [1044, 1045, 1698];
 /// `ER_SECURE_TRANSPORT_REQUIRED`.
 const SECURE_TRANSPORT_REQUIRED: u16 = 3159;
 
+/// What a server says that ends the connection, or the statement for no fault of its own: it shuts
+/// down, or somebody ended the session or the statement ("Server Error Message Reference" in the
+/// manual; 1927 in MariaDB's).
+pub(super) const ENDED: [u16; 8] = [1053, 1077, 1079, 1152, 1184, 1317, 1927, 3169];
+
 /// An error that a server sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ServerError {

@@ -6,8 +6,9 @@ use super::apply::way::{self, Facts, Way};
 use super::baseline::{self, SYSTEM_SCHEMAS};
 use super::flavor::{Family, Flavor};
 use super::half::Half;
+use super::load::resume::Whole;
 use super::{ask, join, server, tools};
-use crate::engine::{Apply, Endpoint, Needs, tls};
+use crate::engine::{Apply, Endpoint, Leftover, Needs, tls};
 use crate::error::{Class, Context, Error, Result};
 use crate::record::Server;
 use mysql_async::{Conn, Row};
@@ -76,16 +77,47 @@ pub(super) fn source(needs: &Needs) -> Result<Flavor> {
     })
 }
 
+/// What is to be restored, as far as what an interrupted restore left is concerned.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Attempt<'a> {
+    pub(super) leftover: Leftover,
+    pub(super) purpose: &'a str,
+}
+
+/// What an interrupted restore left that this one goes on with.
+#[derive(Debug)]
+pub(super) struct GoesOn {
+    pub(super) half: Half,
+    pub(super) whole: Whole,
+}
+
+/// What there is of earlier restores.
+enum Found {
+    Nothing,
+    /// What this one would go on with.
+    Leftover,
+    TakenOver(GoesOn),
+}
+
+impl Found {
+    fn taken_over(self) -> Option<GoesOn> {
+        match self {
+            Self::TakenOver(goes_on) => Some(goes_on),
+            Self::Nothing | Self::Leftover => None,
+        }
+    }
+}
+
 /// Looks at a running server, and decides how the log is applied there. What an interrupted
-/// restore left is taken away, if that is wanted.
+/// restore left is taken over or away, if that is wanted.
 pub(super) async fn running(
     conn: &mut Conn,
     needs: &Needs,
     source: Flavor,
     asked: Apply,
     at: &str,
-    clean: bool,
-) -> Result<(Server, Way)> {
+    attempt: Attempt<'_>,
+) -> Result<(Server, Way, Option<GoesOn>)> {
     let asking = || format!("ask {at} what it is");
     let facts = "SELECT @@version, @@server_id";
     let (version, server_id): (String, u32) = ask::first(conn, facts, asking)
@@ -98,11 +130,11 @@ pub(super) async fn running(
             .hint("restore into another server; a source is never written to"));
     }
     let server = Server { version, identity, anonymous: false };
-    let way = match source.family {
-        Family::MySql => check_mysql(conn, needs, asked, server_id, at, clean).await?,
-        Family::MariaDb => check_maria(conn, source, needs, asked, server_id, at, clean).await?,
+    let (way, goes_on) = match source.family {
+        Family::MySql => check_mysql(conn, needs, asked, server_id, at, attempt).await?,
+        Family::MariaDb => check_maria(conn, source, needs, asked, server_id, at, attempt).await?,
     };
-    Ok((server, way))
+    Ok((server, way, goes_on))
 }
 
 async fn check_mysql(
@@ -111,12 +143,18 @@ async fn check_mysql(
     asked: Apply,
     server_id: u32,
     at: &str,
-    clean: bool,
-) -> Result<Way> {
+    attempt: Attempt<'_>,
+) -> Result<(Way, Option<GoesOn>)> {
     // First, as the other questions need some of them.
     check_privileges(conn, &MYSQL_PRIVILEGES, at).await?;
-    check_half(conn, at, clean).await?;
-    check_empty(conn, at).await?;
+    let found = check_half(conn, at, attempt).await?;
+    if matches!(found, Found::Nothing) {
+        check_empty(conn, at).await?;
+    }
+    if !matches!(found, Found::Leftover) {
+        let end = "STOP REPLICA; RESET REPLICA ALL";
+        check_no_replica(conn, "SHOW REPLICA STATUS", end, at).await?;
+    }
     let settings = settings(conn, at).await?;
     let facts = Facts {
         has_gtids: settings.gtid_mode == "ON",
@@ -125,7 +163,6 @@ async fn check_mysql(
         lacks_to_replicate: baseline::missing_privileges(conn, &way::TO_REPLICATE).await?,
         lacks_to_run: baseline::missing_privileges(conn, &way::TO_RUN).await?,
     };
-    check_no_replica(conn, "SHOW REPLICA STATUS", "STOP REPLICA; RESET REPLICA ALL", at).await?;
     // Else the account may not see them.
     if !facts.lacks_to_replicate.contains(&"REPLICATION SLAVE") {
         check_no_source(conn, "SHOW REPLICAS", at).await?;
@@ -139,7 +176,7 @@ async fn check_mysql(
         check_trust(conn, at).await?;
     }
     settings.check_writable(at)?;
-    Ok(way)
+    Ok((way, found.taken_over()))
 }
 
 async fn check_maria(
@@ -149,8 +186,8 @@ async fn check_maria(
     asked: Apply,
     server_id: u32,
     at: &str,
-    clean: bool,
-) -> Result<Way> {
+    attempt: Attempt<'_>,
+) -> Result<(Way, Option<GoesOn>)> {
     // First, as the other questions need some of them.
     check_privileges(conn, &MARIA_PRIVILEGES, at).await?;
     let settings: Vec<(String, String)> =
@@ -168,9 +205,11 @@ async fn check_maria(
     let may_administer = facts.may_administer();
     // Else the account may not see them.
     let sees_replication = may_administer || facts.lacks_to_run.is_empty();
-    check_half(conn, at, clean).await?;
-    check_empty(conn, at).await?;
-    if sees_replication {
+    let found = check_half(conn, at, attempt).await?;
+    if matches!(found, Found::Nothing) {
+        check_empty(conn, at).await?;
+    }
+    if !matches!(found, Found::Leftover) && sees_replication {
         let end = "STOP ALL REPLICAS; RESET REPLICA 'name' ALL";
         check_no_replica(conn, "SHOW ALL REPLICAS STATUS", end, at).await?;
     }
@@ -189,7 +228,7 @@ async fn check_maria(
         check_server_id(server_id, needs, "SET GLOBAL", at)?;
     }
     check_maria_settings(&settings, &way, at)?;
-    Ok(way)
+    Ok((way, found.taken_over()))
 }
 
 fn check_server_id(server_id: u32, needs: &Needs, set: &str, at: &str) -> Result<()> {
@@ -280,14 +319,32 @@ fn check_version(what: &str, version: &str, needs: &Needs) -> Result<()> {
     Ok(())
 }
 
-/// What an interrupted restore left is taken away, if that is wanted.
-async fn check_half(conn: &mut Conn, at: &str, clean: bool) -> Result<()> {
-    match Half::look(conn).await? {
-        Some(half) if clean => {
-            half.clean(conn).await.map_err(|error| error.context(format!("clean {at}")))
+/// What an interrupted restore left is taken over or away, if that is wanted.
+async fn check_half(conn: &mut Conn, at: &str, attempt: Attempt<'_>) -> Result<Found> {
+    let Some(half) = Half::look(conn).await? else { return Ok(Found::Nothing) };
+    let is_for_this = half.is_for(attempt.purpose);
+    match attempt.leftover {
+        Leftover::Clean => {
+            half.clean(conn).await.map_err(|error| error.context(format!("clean {at}")))?;
+            Ok(Found::Nothing)
         }
-        Some(half) => Err(half.refusal(at)),
-        None => Ok(()),
+        Leftover::GoOn if half.is_bare() => {
+            Half::drop_bare(conn).await?;
+            Ok(Found::Nothing)
+        }
+        Leftover::GoOn if is_for_this => {
+            let (half, whole) = half
+                .resume(conn)
+                .await
+                .map_err(|error| error.context(format!("go on with the restore into {at}")))?;
+            tracing::warn!(
+                "{at}: an interrupted restore goes on; {} of its tables are whole",
+                whole.len()
+            );
+            Ok(Found::TakenOver(GoesOn { half, whole }))
+        }
+        Leftover::Look if is_for_this => Ok(Found::Leftover),
+        Leftover::Look | Leftover::GoOn => Err(half.refusal(at)),
     }
 }
 

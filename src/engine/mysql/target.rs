@@ -15,8 +15,10 @@ use super::apply::{self, Names};
 use super::events::States;
 use super::executed::Executed;
 use super::flavor::Family;
-use super::half::Half;
+use super::half::{self, Half};
+use super::load::resume::{self, Whole};
 use super::load::{self, Accounts, Baseline, Rights};
+use super::preflight::{Attempt, GoesOn};
 use super::serve::{Identity, ReplaySource};
 use super::server::{LARGEST_PACKET, ScratchServer, Setup};
 use super::settings::{Globals, set_global};
@@ -26,15 +28,14 @@ use crate::durable;
 use crate::engine::{
     self, Apply, Endpoint, Meter, Needs, Target, TargetOptions, Work, tls, unfinished,
 };
-use crate::error::{Context, Error, Result};
+use crate::error::{Class, Context, Error, Result};
 use crate::manifest::BaselineMeta;
-use crate::record::{Applied, Cut, OpenLog, Server};
-use bytes::Bytes;
+use crate::record::{Applied, Cut, OpenBaseline, OpenLog, Server};
 use mysql_async::Conn;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
-use tokio::sync::mpsc;
+use std::time::{Duration, Instant};
 
 /// The data directory within a folder.
 const DATA: &str = "data";
@@ -42,6 +43,15 @@ const DATA: &str = "data";
 const RELAY: &str = "relay";
 /// What a restore makes in a folder, besides the mark of one that is not finished.
 const OWN: [&str; 2] = [DATA, RELAY];
+
+/// How often a load whose connections were lost is gone on with before a further table is whole.
+const TRIES: u32 = 5;
+/// How long a running server may be away meanwhile.
+const AWAY: Duration = Duration::from_mins(2);
+/// What helps where that does not help.
+const GOES_ON: &str = "run the same restore again: it goes on with the tables that are whole";
+/// How often it is looked for.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// A MySQL server on its way to an earlier state.
 #[derive(Debug)]
@@ -54,6 +64,10 @@ pub struct MysqlTarget {
     /// The program that fills a folder.
     program: String,
     session: Option<Conn>,
+    /// The number of one that was lost, which the server may not have noticed.
+    lost: Option<u32>,
+    /// The tables of the baseline that are whole in a running server before they are loaded.
+    whole: Whole,
     globals: Globals,
     /// Accounts that are not what they were at the source.
     accounts: Accounts,
@@ -90,6 +104,8 @@ impl MysqlTarget {
             family: Family::MySql,
             program: String::new(),
             session: None,
+            lost: None,
+            whole: Whole::default(),
             globals: Globals::default(),
             accounts: Accounts::default(),
             events: None,
@@ -155,10 +171,16 @@ impl MysqlTarget {
                 ask::keep_open(&mut conn).await?;
                 ask::run(&mut conn, "SET SESSION autocommit = 1", || "set autocommit".into())
                     .await?;
-                let (asked, clean) = (self.options.apply, self.options.clean);
-                let (server, way) =
-                    preflight::running(&mut conn, needs, source, asked, &at, clean).await?;
+                let asked = self.options.apply;
+                let attempt =
+                    Attempt { leftover: self.options.leftover, purpose: &self.options.purpose };
+                let (server, way, goes_on) =
+                    preflight::running(&mut conn, needs, source, asked, &at, attempt).await?;
                 self.way = way;
+                if let Some(GoesOn { half, whole }) = goes_on {
+                    self.globals.half = Some(half);
+                    self.whole = whole;
+                }
                 if !self.way.sql && self.listen().ip().is_loopback() {
                     preflight::same_host(endpoint).await?;
                 }
@@ -168,11 +190,77 @@ impl MysqlTarget {
         }
     }
 
-    async fn load_baseline(
-        &mut self,
-        meta: &BaselineMeta,
-        pieces: mpsc::Receiver<Result<Bytes>>,
-    ) -> Result<()> {
+    /// Loads the baseline, and goes on where connections with a running server were lost.
+    async fn load_baseline(&mut self, meta: &BaselineMeta, open: OpenBaseline) -> Result<()> {
+        let mut tries = 0;
+        let mut done = self.load_once(meta, &open).await;
+        while let Err(error) = done {
+            let is_lost = error.is_worth_again() || ask::is_lost(&error);
+            if !is_lost || !matches!(self.place, Place::Running(_)) {
+                return Err(error);
+            }
+            if tries == TRIES {
+                return Err(error
+                    .context(format!("given up after {TRIES} attempts to go on"))
+                    .hint(GOES_ON));
+            }
+            tries += 1;
+            tracing::warn!("{error}");
+            let before = self.whole.len();
+            done = self.come_back().await;
+            if done.is_ok() {
+                let whole = self.whole.len();
+                tracing::warn!(
+                    "the load goes on, attempt {tries} of {TRIES}: {whole} tables are whole"
+                );
+                tries = if whole > before { 0 } else { tries };
+                done = self.load_once(meta, &open).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Connects again to a running server, and takes over what this restore has done there.
+    async fn come_back(&mut self) -> Result<()> {
+        let Place::Running(endpoint) = &self.place else {
+            return Err(Error::bug("nobody else may end a scratch server's connections"));
+        };
+        let at = endpoint.to_string();
+        self.lost = self.session.take().map(|session| session.id()).or(self.lost);
+        let begun = Instant::now();
+        tokio::time::sleep(LOOK_EVERY).await;
+        let mut conn = loop {
+            match sql::connect(endpoint).await {
+                Ok(conn) => break conn,
+                Err(error) if error.class() == Class::Unavailable && begun.elapsed() < AWAY => {
+                    tracing::debug!("{error}");
+                    tokio::time::sleep(LOOK_EVERY).await;
+                }
+                Err(error) => return Err(error.hint(GOES_ON)),
+            }
+        };
+        ask::keep_open(&mut conn).await?;
+        ask::run(&mut conn, "SET SESSION autocommit = 1", || "set autocommit".into()).await?;
+        if let Some(id) = self.lost {
+            half::end_session(&mut conn, id).await?;
+        }
+        let (half, whole) = match (Half::look(&mut conn).await?, &self.globals.half) {
+            (Some(half), Some(ours)) if half.is_same(ours) => half.resume(&mut conn).await?,
+            _ => {
+                return Err(Error::unavailable(format!(
+                    "{at} does not hold what this restore began there any more"
+                )));
+            }
+        };
+        self.globals = Globals::default();
+        self.globals.half = Some(half);
+        self.whole = whole;
+        self.lost = None;
+        self.session = Some(conn);
+        Ok(())
+    }
+
+    async fn load_once(&mut self, meta: &BaselineMeta, open: &OpenBaseline) -> Result<()> {
         let place = &meta.position;
         if self.by_place() && u32::try_from(place.offset).is_err() {
             return Err(Error::refused(format!(
@@ -181,7 +269,7 @@ impl MysqlTarget {
             ))
             .hint("restore from a baseline in another file, or with --apply sql"));
         }
-        let baseline = Baseline::open(pieces).await?;
+        let baseline = Baseline::open(open()?).await?;
         self.prepare(&baseline).await?;
         let session = self.session.as_mut().ok_or_else(|| Error::bug("no connection"))?;
         let me = accounts::me(session).await?;
@@ -198,7 +286,9 @@ impl MysqlTarget {
             Place::Folder { server: None, .. } => return Err(Error::bug("no scratch server")),
         };
         let rights = if self.way.admin { Rights::All } else { Rights::Some };
-        self.accounts = load::load(baseline, &server, session, &me, rights, &self.meter).await?;
+        let whole = matches!(self.place, Place::Running(_)).then_some(&self.whole);
+        self.accounts =
+            load::load(baseline, &server, session, &me, rights, whole, &self.meter).await?;
         if !self.options.databases.is_empty() {
             // Better now than after the replay; one may still be made there.
             only::check_foreign_keys(session, &self.options.databases).await?;
@@ -217,7 +307,11 @@ impl MysqlTarget {
         cut: &Cut,
     ) -> Result<Applied> {
         let (listen, family) = (self.listen(), self.family);
+        let is_running = matches!(self.place, Place::Running(_));
         let conn = self.session()?;
+        if is_running {
+            resume::end(conn).await?;
+        }
         let replica_id: Option<u32> =
             ask::first(conn, "SELECT @@server_id", || "ask for server_id".into()).await?;
         let replica_id = replica_id.ok_or_else(|| Error::bug("the target has no server_id"))?;
@@ -466,7 +560,10 @@ impl MysqlTarget {
                     ))
                     .hint("SET PERSIST partial_revokes = ON"));
                 }
-                self.globals.half = Some(Half::begin(conn, &self.options.name).await?);
+                if self.globals.half.is_none() {
+                    let (name, purpose) = (&self.options.name, &self.options.purpose);
+                    self.globals.half = Some(Half::begin(conn, name, purpose).await?);
+                }
                 if switch {
                     // It stays on: with partial revokes in force it cannot be switched off.
                     set_global(conn, "partial_revokes", "ON").await?;
@@ -505,12 +602,8 @@ impl Target for MysqlTarget {
         Some(Arc::clone(&self.meter))
     }
 
-    fn load<'a>(
-        &'a mut self,
-        baseline: &'a BaselineMeta,
-        pieces: mpsc::Receiver<Result<Bytes>>,
-    ) -> Work<'a, ()> {
-        Box::pin(self.load_baseline(baseline, pieces))
+    fn load<'a>(&'a mut self, baseline: &'a BaselineMeta, open: OpenBaseline) -> Work<'a, ()> {
+        Box::pin(self.load_baseline(baseline, open))
     }
 
     fn replay<'a>(

@@ -303,12 +303,8 @@ impl Target for RedisFolder {
         })
     }
 
-    fn load<'a>(
-        &'a mut self,
-        baseline: &'a BaselineMeta,
-        pieces: mpsc::Receiver<Result<Bytes>>,
-    ) -> Work<'a, ()> {
-        Box::pin(self.write_base(baseline, pieces))
+    fn load<'a>(&'a mut self, baseline: &'a BaselineMeta, open: OpenBaseline) -> Work<'a, ()> {
+        Box::pin(async move { self.write_base(baseline, open()?).await })
     }
 
     fn replay<'a>(

@@ -20,9 +20,7 @@ use crate::engine::{
 use crate::error::{Class, Error, Result};
 use crate::manifest::BaselineMeta;
 use crate::record::{Applied, Cut, OpenBaseline, OpenLog, Server};
-use bytes::Bytes;
 use redis::{Cmd, Value, cmd};
-use tokio::sync::mpsc;
 
 /// Keys looked at at once.
 const SLICE: usize = 1000;
@@ -441,12 +439,8 @@ impl Target for RedisPart {
         Box::pin(self.prepare(baseline, open, log, cut))
     }
 
-    fn load<'a>(
-        &'a mut self,
-        baseline: &'a BaselineMeta,
-        pieces: mpsc::Receiver<Result<Bytes>>,
-    ) -> Work<'a, ()> {
-        Box::pin(async move { self.server()?.load(baseline, pieces).await })
+    fn load<'a>(&'a mut self, baseline: &'a BaselineMeta, open: OpenBaseline) -> Work<'a, ()> {
+        Box::pin(async move { self.server()?.load(baseline, open).await })
     }
 
     fn replay<'a>(

@@ -84,7 +84,7 @@ pub async fn content(
     let pieces = Arc::clone(&open);
     let again = Arc::clone(&log);
     let mut state = State::begin(options, needs, None, baseline, open, again, cut).await?;
-    state.server.load(baseline, pieces()?).await?;
+    state.server.load(baseline, pieces).await?;
     let applied = state.server.replay(baseline, log, cut).await?;
     state.server.finish(&applied).await?;
     let mut control = Control::connect(state.endpoint()).await?;

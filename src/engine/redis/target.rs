@@ -417,16 +417,12 @@ impl Target for RedisServer {
         })
     }
 
-    fn load<'a>(
-        &'a mut self,
-        baseline: &'a BaselineMeta,
-        pieces: mpsc::Receiver<Result<Bytes>>,
-    ) -> Work<'a, ()> {
+    fn load<'a>(&'a mut self, baseline: &'a BaselineMeta, open: OpenBaseline) -> Work<'a, ()> {
         Box::pin(async move {
             let State::Fit(fitness) = self.take_state() else {
                 return Err(Error::bug("load without preflight"));
             };
-            match self.send_baseline(baseline, pieces).await {
+            match self.send_baseline(baseline, open()?).await {
                 Ok(replica) => {
                     self.state = State::Loaded(fitness, replica);
                     Ok(())

@@ -6,7 +6,7 @@ use crate::mysql_restore::harness::{Taken, open_log, options, restore};
 use crate::support::Mysqld;
 use mysql_async::prelude::Queryable;
 use pitr::engine::mysql::MysqlTarget;
-use pitr::engine::{Apply, Destination, Endpoint, Target, TargetOptions};
+use pitr::engine::{Apply, Destination, Endpoint, Leftover, Target, TargetOptions};
 use pitr::error::Class;
 use pitr::manifest::EngineKind;
 use pitr::record::Cut;
@@ -28,7 +28,9 @@ const FITTING: [&str; 4] = [
 
 fn target(url: &str, apply: Apply, clean: bool) -> MysqlTarget {
     let endpoint = Endpoint::parse(EngineKind::Mysql, url).unwrap();
-    let options = TargetOptions { apply, clean, ..options(Destination::Running(endpoint.clone())) };
+    let leftover = if clean { Leftover::Clean } else { Leftover::GoOn };
+    let options =
+        TargetOptions { apply, leftover, ..options(Destination::Running(endpoint.clone())) };
     MysqlTarget::running(options, endpoint)
 }
 

@@ -12,7 +12,7 @@ use pitr::engine::{Destination, Endpoint, Needs, Source, SourceOptions, Target, 
 use pitr::error::{Error, Result};
 use pitr::manifest::{BaselineMeta, EngineKind, FORMAT};
 use pitr::position::Position;
-use pitr::record::{Applied, BaselineTaken, Cut, LOG_HEAD_BYTES, OpenLog, Piece};
+use pitr::record::{Applied, BaselineTaken, Cut, LOG_HEAD_BYTES, OpenBaseline, OpenLog, Piece};
 use std::path::Path;
 use std::process::{Child, Command};
 use std::sync::Arc;
@@ -30,8 +30,9 @@ impl Taken {
         String::from_utf8_lossy(&self.bytes).into_owned()
     }
 
-    pub(crate) fn pieces(&self) -> mpsc::Receiver<Result<Bytes>> {
-        pieces(&self.bytes)
+    pub(crate) fn pieces(&self) -> OpenBaseline {
+        let bytes = self.bytes.clone();
+        Arc::new(move || Ok(pieces(&bytes)))
     }
 }
 
@@ -121,7 +122,8 @@ pub(crate) fn options(destination: Destination) -> TargetOptions {
         expiry: pitr::engine::Expiry::default(),
         keys: pitr::engine::Keys::default(),
         in_place: false,
-        clean: false,
+        leftover: pitr::engine::Leftover::default(),
+        purpose: String::new(),
     }
 }
 

@@ -390,7 +390,8 @@ pub(super) fn options_at(destination: Destination) -> TargetOptions {
         expiry: Expiry::default(),
         keys: pitr::engine::Keys::default(),
         in_place: false,
-        clean: false,
+        leftover: pitr::engine::Leftover::default(),
+        purpose: String::new(),
     }
 }
 
@@ -429,7 +430,7 @@ pub(super) async fn restore_and(
     target.preflight(&kept.needs()).await?;
     let (meta, _) = kept.baseline();
     target.examine(&meta, kept.open_baseline(), kept.open_log(), cut).await?;
-    target.load(&meta, kept.open_baseline()().unwrap()).await?;
+    target.load(&meta, kept.open_baseline()).await?;
     let applied = target.replay(&meta, kept.open_log(), cut).await?;
     let check = target.finish(&applied).await?;
     Ok((applied, check, target.expired()))

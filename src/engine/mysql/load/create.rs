@@ -16,6 +16,8 @@ const PARTITIONS: usize = 64;
 pub(super) struct Definition<'a> {
     /// The name as it is quoted there.
     pub(super) name: &'a str,
+    /// Whether it is one of InnoDB.
+    pub(super) is_innodb: bool,
     /// Whether rows may come in any order, over any connection: InnoDB with a primary key.
     pub(super) any_order: bool,
     /// Keys that can be added after the rows.
@@ -58,7 +60,8 @@ impl<'a> Definition<'a> {
                 needed.extend(columns);
             }
         }
-        let any_order = engine_is_innodb(options)
+        let is_innodb = engine_is_innodb(options);
+        let any_order = is_innodb
             && keys.contains(&Item::Primary)
             && !has_word(options, "VERSIONING")
             && !keys.contains(&Item::Unknown);
@@ -67,7 +70,7 @@ impl<'a> Definition<'a> {
         } else {
             vec![]
         };
-        Some(Self { name, any_order, later, refers_to })
+        Some(Self { name, is_innodb, any_order, later, refers_to })
     }
 }
 

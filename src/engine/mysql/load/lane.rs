@@ -12,7 +12,7 @@ use super::super::packet::{MAX_FRAME, Packets, broken, next_frame_head, receive}
 use super::super::tools::Server;
 use crate::engine::tls::Stream;
 use crate::engine::{Endpoint, TlsOptions};
-use crate::error::{Error, Result};
+use crate::error::{Class, Error, Result};
 use bytes::{Buf, Bytes};
 use std::collections::VecDeque;
 use std::fmt;
@@ -46,14 +46,21 @@ impl From<Error> for Failed {
 }
 
 impl Failed {
-    /// As an error, with what was being done.
+    /// As an error, with what was being done. It is worth a new attempt, if it says nothing about
+    /// the statement.
     pub(super) fn context(self, doing: impl fmt::Display) -> Error {
-        match self {
+        let (error, ended) = match self {
             Self::Refused(ServerError { code, message }) => {
-                Error::unavailable(format!("error {code}: {message}")).context(doing)
+                let ended = auth::ENDED.contains(&code);
+                (Error::unavailable(format!("error {code}: {message}")), ended)
             }
-            Self::Broken(error) => error.context(doing),
-        }
+            Self::Broken(error) => {
+                let lost = error.class() == Class::Unavailable;
+                (error, lost)
+            }
+        };
+        let error = error.context(doing);
+        if ended { error.worth_again() } else { error }
     }
 
     /// Whether the server gave this up for the sake of another connection's statement, and left
@@ -183,7 +190,8 @@ impl Lane {
                         held.push_back(bytes);
                     }
                     Some(Chunk::End) => ended = true,
-                    None => return Err(Error::unavailable("the statement is cut")),
+                    // Whoever reads the dump has ended, and says why.
+                    None => return Err(Error::corrupt("the statement is cut")),
                 }
             }
             let full = len >= MAX_FRAME;

@@ -10,7 +10,9 @@ mod lane;
 mod split;
 mod statement;
 mod tables;
+pub(super) mod resume;
 
+use self::resume::Whole;
 use super::accounts::{self, Account, SYSTEM_ACCOUNTS};
 use super::ask;
 use super::baseline::{ACCOUNT_MARK, ACCOUNTS_MARK, END_MARK, Facts, HEAD_MARK};
@@ -129,7 +131,8 @@ fn parse_accounts(text: &str) -> Result<Vec<(Option<Account>, String)>> {
     Ok(statements)
 }
 
-/// Loads a baseline into an empty server. Gives the accounts that were left as they are.
+/// Loads a baseline into a server that is empty but for the tables that are whole. Gives the
+/// accounts that were left as they are.
 ///
 /// # Errors
 /// Those of the pieces. Unavailable, with the server's words, if a statement is not taken.
@@ -139,9 +142,10 @@ pub(super) async fn load(
     conn: &mut Conn,
     keep: &Account,
     rights: Rights,
+    whole: Option<&Whole>,
     meter: &Meter,
 ) -> Result<Accounts> {
-    tables::load(&mut baseline, server, conn, meter)
+    tables::load(&mut baseline, server, conn, whole, meter)
         .await
         .map_err(|error| error.context("load the baseline"))?;
     let statements = baseline.accounts().await?;

@@ -14,15 +14,25 @@ pub(super) enum Kind<'a> {
     Setting,
     /// Changes the session's default schema to this one, quoted as it is there.
     Use(&'a str),
-    /// Removes a table or view that may be there.
-    Drop,
+    /// Removes a table or view that may be there: the one of this name, quoted as it is there.
+    Drop(&'a str),
     /// Locks tables, or unlocks them.
     Lock,
     /// Tells tables that are not of InnoDB to leave their keys for later, or to make them now.
     Keys,
+    /// Makes or removes a schema, or something that is no table, such as a histogram: with what was
+    /// made before gone, it can be run once more.
+    Object {
+        /// Whether that may be an event.
+        event: bool,
+    },
     /// Anything else.
     Other,
 }
+
+/// How statements begin that make or remove objects. A conditional comment may end behind CREATE.
+const OBJECTS: [&str; 6] =
+    ["CREATE ", "CREATE*/", "DROP ", "SELECT SETVAL(", "DO SETVAL(", "ANALYZE TABLE "];
 
 /// Reads the beginning of a statement.
 pub(super) fn kind(statement: &[u8]) -> Kind<'_> {
@@ -51,10 +61,16 @@ pub(super) fn kind(statement: &[u8]) -> Kind<'_> {
     if is("USE ") {
         return Kind::Use(text.get("USE ".len()..).unwrap_or_default().trim());
     }
+    for drop in ["DROP TABLE IF EXISTS ", "DROP VIEW IF EXISTS "] {
+        if is(drop) {
+            let name = text.get(drop.len()..).unwrap_or_default();
+            return Kind::Drop(name.trim_end_matches("*/").trim());
+        }
+    }
     if is("CREATE TABLE ") {
         Kind::CreateTable
-    } else if is("DROP TABLE IF EXISTS ") || is("DROP VIEW IF EXISTS ") {
-        Kind::Drop
+    } else if OBJECTS.iter().any(|start| is(start)) {
+        Kind::Object { event: text.to_ascii_uppercase().contains("EVENT") }
     } else if is("LOCK TABLES ") || is("UNLOCK TABLES") {
         Kind::Lock
     } else if is("ALTER TABLE ")
@@ -72,6 +88,15 @@ const HEAD_BYTES: usize = 1024;
 
 /// A statement without the conditional comment that it begins with, if it does.
 fn unwrapped(text: &str) -> &str {
+    // What MariaDB's program puts in front of a dump: for its own client, and of no version. The
+    // lines of comment behind it are within the first statement.
+    let mut text = match text.strip_prefix("/*M!999999\\-").and_then(|rest| rest.split_once("*/")) {
+        Some((_, rest)) => rest.trim_start(),
+        None => text,
+    };
+    while let Some((_, rest)) = text.strip_prefix("--").and_then(|rest| rest.split_once('\n')) {
+        text = rest.trim_start();
+    }
     let behind = text.strip_prefix("/*!").or_else(|| text.strip_prefix("/*M!"));
     match behind {
         Some(rest) => rest.trim_start_matches(|c: char| c.is_ascii_digit()).trim_start(),
@@ -101,9 +126,12 @@ mod tests {
     use super::*;
     use rstest::rstest;
 
+    const OBJECT: Kind<'_> = Kind::Object { event: false };
+    const EVENT: Kind<'_> = Kind::Object { event: true };
+
     #[rstest]
     #[case("CREATE TABLE `t` (", Kind::CreateTable)]
-    #[case("CREATE TABLES", Kind::Other)]
+    #[case("CREATE TABLES", OBJECT)]
     #[case("INSERT INTO `t` VALUES (1)", Kind::Insert("`t`"))]
     #[case("INSERT INTO `a``b` (`c`) VALUES (1)", Kind::Insert("`a``b`"))]
     #[case("INSERT INTO `s`.`t` VALUES (1)", Kind::Other)]
@@ -116,20 +144,28 @@ mod tests {
         "/*M!100616 SET @OLD_NOTE_VERBOSITY=@@NOTE_VERBOSITY, NOTE_VERBOSITY=0 */",
         Kind::Setting
     )]
+    #[case(
+        "/*M!999999\\- enable the sandbox mode */ \n-- a;\n--\n\n/*!40101 SET NAMES utf8mb4 */",
+        Kind::Setting
+    )]
     #[case("SET @@GLOBAL.GTID_PURGED=/*!80000 '+'*/ ''", Kind::Other)]
     #[case("set autocommit=0", Kind::Other)]
     #[case("SETTING", Kind::Other)]
     #[case("USE `a``b`", Kind::Use("`a``b`"))]
-    #[case("DROP TABLE IF EXISTS `t`", Kind::Drop)]
-    #[case("/*!50001 DROP VIEW IF EXISTS `v`*/", Kind::Drop)]
-    #[case("DROP TABLE `t`", Kind::Other)]
+    #[case("DROP TABLE IF EXISTS `t`", Kind::Drop("`t`"))]
+    #[case("/*!50001 DROP VIEW IF EXISTS `v`*/", Kind::Drop("`v`"))]
+    #[case("DROP TABLE `t`", OBJECT)]
+    #[case("/*!50106 CREATE*/ /*!50117 DEFINER=`a`@`b`*/ /*!50106 EVENT `e`", EVENT)]
+    #[case("/*!80002 ANALYZE TABLE `t` UPDATE HISTOGRAM ON `a` WITH 9 BUCKETS */", OBJECT)]
+    #[case("ALTER DATABASE `d` CHARACTER SET latin1", Kind::Other)]
+    #[case("UPDATE `t` SET a = 1", Kind::Other)]
     #[case("LOCK TABLES `t` WRITE", Kind::Lock)]
     #[case("UNLOCK TABLES", Kind::Lock)]
     #[case("/*!40000 ALTER TABLE `t` DISABLE KEYS */", Kind::Keys)]
     #[case("/*!40000 ALTER TABLE `t` ENABLE KEYS */", Kind::Keys)]
     #[case("ALTER TABLE `t` ADD KEY (`a`)", Kind::Other)]
-    #[case("/*!50001 CREATE VIEW `v` AS SELECT 1 AS `a`*/", Kind::Other)]
-    #[case("CREATE DEFINER=`a`@`b` TRIGGER x", Kind::Other)]
+    #[case("/*!50001 CREATE VIEW `v` AS SELECT 1 AS `a`*/", OBJECT)]
+    #[case("CREATE DEFINER=`a`@`b` TRIGGER x", OBJECT)]
     #[case("", Kind::Other)]
     fn the_kind_shows_at_the_beginning(#[case] statement: &str, #[case] expected: Kind<'_>) {
         assert_eq!(kind(statement.as_bytes()), expected);

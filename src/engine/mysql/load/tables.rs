@@ -10,6 +10,9 @@
 //! What is neither a table nor one of its rows waits until all rows before it are in. A table with
 //! foreign keys waits until the tables that it refers to have all of their keys.
 //!
+//! Where an attempt goes on with what another one left ([`resume`]), the statements of tables that
+//! are whole are passed over.
+//!
 //! **Invariant:** the first error ends everything; success means that every statement was run,
 //! and that every table shows the definition that it had before keys were taken off.
 
@@ -17,6 +20,7 @@ use super::super::tools::Server;
 use super::Baseline;
 use super::create::{Definition, Key};
 use super::lane::{Chunk, Failed, Lane};
+use super::resume::{self, Whole};
 use super::split::{Part, Splitter};
 use super::statement::{Kind, kind};
 use crate::engine::Meter;
@@ -53,7 +57,8 @@ const TRIES: u32 = 20;
 /// Settings that are kept for connections which have not taken them over.
 const SETTINGS_KEPT: usize = 256;
 
-/// Runs the dump in `baseline`.
+/// Runs the dump in `baseline`, past the tables that are whole. Where it can be gone on with, what
+/// is whole is noted.
 ///
 /// # Errors
 /// Those of the baseline. Unavailable, with the server's words, if a statement is not taken.
@@ -61,9 +66,13 @@ pub(super) async fn load(
     baseline: &mut Baseline,
     server: &Server<'_>,
     conn: &mut Conn,
+    whole: Option<&Whole>,
     meter: &Meter,
 ) -> Result<()> {
-    let mut loader = Loader::start(server, meter).await?;
+    let mut loader = Loader::start(server, whole, meter).await?;
+    // This session has held the lock of the restore all the time: whoever takes it from now on
+    // meets all of these connections, and ends them.
+    super::ask::run(conn, "DO 0", || "see that nobody else restores".into()).await?;
     let mut dump = Dump { baseline, splitter: Splitter::new() };
     let loaded = loader.run_all(&mut dump).await;
     if loaded.is_err() {
@@ -98,6 +107,16 @@ impl Dump<'_> {
         }
     }
 
+    /// Passes over the rest of a statement.
+    async fn pass(&mut self) -> Result<()> {
+        while let Some(part) = self.next().await? {
+            if part.last {
+                return Ok(());
+            }
+        }
+        Err(Error::corrupt("the dump ends within a statement"))
+    }
+
     /// The rest of a statement, to whoever runs it. False, if that one does not take it any more.
     async fn rest(&mut self, first: Bytes, to: mpsc::Sender<Chunk>) -> Result<bool> {
         let mut next = Some(Part { bytes: first, first: true, last: false });
@@ -122,6 +141,8 @@ struct Table {
     name: String,
     create: Bytes,
     any_order: bool,
+    /// Whether a crash leaves all that was taken.
+    is_safe: bool,
     /// Statements that take the keys off which can wait, and that add them.
     keys: Option<(String, String)>,
     /// Its definition with all keys, if those that can wait are off.
@@ -151,11 +172,9 @@ enum Work {
 }
 
 struct Loader<'a> {
-    server: &'a Server<'a>,
     meter: &'a Meter,
     control: Lane,
     idle: Vec<Lane>,
-    lanes: usize,
     /// Numbers of all connections at the server.
     ids: Vec<u32>,
     settings: Settings,
@@ -169,21 +188,41 @@ struct Loader<'a> {
     next_number: TableNumber,
     /// Tables whose keys can be added.
     ready: Vec<TableNumber>,
+    /// The tables that were whole at the beginning.
+    whole: Option<&'a Whole>,
+    /// That of them whose statements are passed over now.
+    passed: Option<String>,
+    /// Those that are whole by now and not noted yet; nothing, if none is noted.
+    noted: Option<Vec<String>>,
 }
 
 impl<'a> Loader<'a> {
-    async fn start(server: &'a Server<'a>, meter: &'a Meter) -> Result<Self> {
-        let mut control = Lane::connect(server).await?;
+    async fn start(
+        server: &'a Server<'a>,
+        whole: Option<&'a Whole>,
+        meter: &'a Meter,
+    ) -> Result<Self> {
+        let cores = std::thread::available_parallelism().map_or(2, usize::from);
+        let mut control = locked(server, 0).await?;
         let preamble = Bytes::from_static(PREAMBLE.as_bytes());
         control.run(&preamble).await.map_err(|failed| failed.context("set the session up"))?;
-        let cores = std::thread::available_parallelism().map_or(2, usize::from);
+        let mut idle = vec![];
+        for number in 1..=(cores + 1).clamp(3, resume::LANES_MAX - 1) {
+            match locked(server, number).await {
+                Ok(lane) => idle.push(lane),
+                // A server may allow few.
+                Err(error) if error.class() != Class::Busy && !idle.is_empty() => {
+                    tracing::debug!("{error}: fewer connections load");
+                    break;
+                }
+                Err(error) => return Err(error),
+            }
+        }
         Ok(Self {
-            server,
             meter,
-            ids: vec![control.id],
+            ids: idle.iter().chain([&control]).map(|lane| lane.id).collect(),
             control,
-            idle: vec![],
-            lanes: (cores + 1).clamp(3, 8),
+            idle,
             settings: Settings { kept: vec![preamble], before: 0 },
             running: JoinSet::new(),
             rows: 0,
@@ -192,6 +231,9 @@ impl<'a> Loader<'a> {
             current: None,
             next_number: 0,
             ready: vec![],
+            whole,
+            passed: None,
+            noted: whole.map(|_| vec![]),
         })
     }
 
@@ -208,6 +250,7 @@ impl<'a> Loader<'a> {
         while !self.running.is_empty() || !self.ready.is_empty() {
             self.wait_for_one().await?;
         }
+        self.note().await?;
         match self.tables.values().next() {
             None => Ok(()),
             Some(table) => Err(Error::bug(format!("{} was not loaded whole", table.full_name))),
@@ -216,11 +259,13 @@ impl<'a> Loader<'a> {
 
     /// Runs a statement, or has it run.
     async fn statement(&mut self, statement: Bytes, splitter: &mut Splitter) -> Result<()> {
-        match kind(&statement) {
+        let kind = kind(&statement);
+        match kind {
             Kind::CreateTable => {
                 self.close().await?;
                 return self.create(statement).await;
             }
+            Kind::Insert(name) if self.is_passed(name) => return Ok(()),
             Kind::Insert(name) => {
                 if let Some(number) = self.current_named(name) {
                     return self.row(number, statement).await;
@@ -230,22 +275,75 @@ impl<'a> Loader<'a> {
             }
             // Nobody else is here to lock out, and one connection would lock out the others.
             Kind::Lock => return Ok(()),
-            Kind::Keys if self.current_in_any_order() => return Ok(()),
+            Kind::Keys if self.passed.is_some() || self.current_in_any_order() => return Ok(()),
             Kind::Setting => self.settings.push(&statement),
             Kind::Use(schema) => {
                 self.close().await?;
                 schema.clone_into(&mut self.schema);
                 self.settings.push(&statement);
             }
-            Kind::Drop => self.close().await?,
-            Kind::Keys | Kind::Other => {
+            Kind::Drop(name) => {
+                self.close().await?;
+                if self.is_whole(name) {
+                    return Ok(());
+                }
+            }
+            Kind::Keys | Kind::Object { .. } | Kind::Other => {
                 self.close().await?;
                 self.all_rows_in().await?;
             }
         }
+        self.forget(kind).await?;
         self.on_control(&statement).await?;
         splitter.plain_backslash = self.control.plain_backslash();
         Ok(())
+    }
+
+    /// With its schema, quoted.
+    fn full_name(&self, name: &str) -> String {
+        let dot = if self.schema.is_empty() { "" } else { "." };
+        format!("{}{dot}{name}", self.schema)
+    }
+
+    /// Whether the table of this name, quoted, was whole at the beginning.
+    fn is_whole(&self, name: &str) -> bool {
+        self.whole.is_some_and(|whole| whole.contains(&self.full_name(name)))
+    }
+
+    /// Whether the statements of the table of this name, quoted, are passed over.
+    fn is_passed(&self, name: &str) -> bool {
+        self.passed.as_deref() == Some(name)
+    }
+
+    /// Before a statement runs that is none of the current table: what it may change counts as
+    /// whole no more.
+    async fn forget(&mut self, kind: Kind<'_>) -> Result<()> {
+        if self.noted.is_none() {
+            return Ok(());
+        }
+        let statement = match kind {
+            Kind::Insert(name) => {
+                self.note().await?;
+                resume::forget(&self.full_name(name))
+            }
+            Kind::Object { event: true } => resume::note_events(),
+            Kind::Other => {
+                // Nor does what comes after it: this would then be run over it.
+                self.noted = None;
+                resume::forget_all()
+            }
+            _ => return Ok(()),
+        };
+        self.on_control(statement.as_bytes()).await
+    }
+
+    /// Notes the tables that are whole by now.
+    async fn note(&mut self) -> Result<()> {
+        let Some(noted) = self.noted.as_mut().filter(|noted| !noted.is_empty()) else {
+            return Ok(());
+        };
+        let statement = resume::note(&std::mem::take(noted));
+        self.on_control(statement.as_bytes()).await
     }
 
     async fn on_control(&mut self, statement: &[u8]) -> Result<()> {
@@ -254,7 +352,9 @@ impl<'a> Loader<'a> {
 
     /// Runs a statement that is still being read.
     async fn long_statement(&mut self, first: Bytes, dump: &mut Dump<'_>) -> Result<()> {
-        let table = match kind(&first) {
+        let kind = kind(&first);
+        let table = match kind {
+            Kind::Insert(name) if self.is_passed(name) => return dump.pass().await,
             Kind::Insert(name) => self.current_named(name),
             _ => None,
         };
@@ -265,6 +365,7 @@ impl<'a> Loader<'a> {
             None => {
                 self.close().await?;
                 self.all_rows_in().await?;
+                self.forget(kind).await?;
             }
         }
         let doing = self.doing(table, &first);
@@ -288,12 +389,18 @@ impl<'a> Loader<'a> {
             self.all_rows_in().await?;
             return self.on_control(&statement).await;
         };
+        let full_name = self.full_name(definition.name);
+        if self.is_whole(definition.name) && exists(&mut self.control, &full_name).await? {
+            self.passed = Some(definition.name.to_owned());
+            self.meter.begin_table();
+            self.meter.end_table();
+            return Ok(());
+        }
+        let full_name: Arc<str> = full_name.into();
         for other in &definition.refers_to {
             self.all_keys_of(other).await?;
         }
         self.on_control(&statement).await?;
-        let dot = if self.schema.is_empty() { "" } else { "." };
-        let full_name: Arc<str> = format!("{}{dot}{}", self.schema, definition.name).into();
         let list = |each: &dyn Fn(&Key<'_>) -> String| {
             let list: Vec<String> = definition.later.iter().map(each).collect();
             format!("ALTER TABLE {full_name} {}", list.join(", "))
@@ -306,6 +413,7 @@ impl<'a> Loader<'a> {
             full_name,
             name: definition.name.to_owned(),
             any_order: definition.any_order,
+            is_safe: definition.is_innodb,
             keys,
             create: Bytes::copy_from_slice(&statement),
             shown: None,
@@ -438,6 +546,7 @@ impl<'a> Loader<'a> {
 
     /// Ends the current table: no more of its rows will come.
     async fn close(&mut self) -> Result<()> {
+        self.passed = None;
         let Some(number) = self.current.take() else { return Ok(()) };
         self.decide(number, false).await?;
         if let Some(table) = self.tables.get_mut(&number) {
@@ -462,7 +571,12 @@ impl<'a> Loader<'a> {
     }
 
     fn end(&mut self, number: TableNumber) {
-        self.tables.remove(&number);
+        let table = self.tables.remove(&number);
+        if let (Some(noted), Some(table)) = (&mut self.noted, table)
+            && table.is_safe
+        {
+            noted.push(table.full_name.to_string());
+        }
         self.meter.end_table();
     }
 
@@ -517,13 +631,7 @@ impl<'a> Loader<'a> {
                 let missing = self.settings.missing_in(&mut lane);
                 return Ok((lane, missing));
             }
-            if self.ids.len() <= self.lanes {
-                let lane = Lane::connect(self.server).await?;
-                self.ids.push(lane.id);
-                self.idle.push(lane);
-            } else {
-                self.wait_for_one().await?;
-            }
+            self.wait_for_one().await?;
         }
     }
 
@@ -538,7 +646,7 @@ impl<'a> Loader<'a> {
             }
             self.settings.forget();
         }
-        Ok(())
+        self.note().await
     }
 
     async fn wait_for_one(&mut self) -> Result<()> {
@@ -606,6 +714,27 @@ impl Missing {
             return Ok(());
         }
         lane.run(&self.0).await.map_err(|failed| failed.context("take over the dump's settings"))
+    }
+}
+
+/// A connection that can be found, and ended, as long as it works.
+async fn locked(server: &Server<'_>, number: usize) -> Result<Lane> {
+    let mut lane =
+        Lane::connect(server).await.map_err(|error| Failed::from(error).context("load"))?;
+    let lock = format!("SELECT GET_LOCK('{}', 0)", resume::lane_lock(number));
+    let rows = lane.rows(lock.as_bytes()).await.map_err(|failed| failed.context("take a lock"))?;
+    match rows.first().and_then(|row| row.first()) {
+        Some(Some(taken)) if taken == &b"1"[..] => Ok(lane),
+        _ => Err(Error::busy("a connection of another restore fills the target")),
+    }
+}
+
+/// Whether there is a table of this name.
+async fn exists(lane: &mut Lane, name: &str) -> Result<bool> {
+    match show_create(lane, name).await {
+        Ok(_) => Ok(true),
+        Err(Failed::Refused(error)) if matches!(error.code, 1049 | 1146) => Ok(false),
+        Err(failed) => Err(failed.context(format!("look for {name}"))),
     }
 }
 
