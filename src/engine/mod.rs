@@ -241,6 +241,12 @@ pub struct Meter {
 }
 
 impl Meter {
+    /// Takes note that the load begins, perhaps once more.
+    pub(crate) fn begin(&self) {
+        self.tables.store(0, Ordering::Relaxed);
+        self.begun.store(0, Ordering::Relaxed);
+    }
+
     /// Takes note that a table is begun.
     pub(crate) fn begin_table(&self) {
         self.begun.fetch_add(1, Ordering::Relaxed);

@@ -69,6 +69,7 @@ pub(super) async fn load(
     whole: Option<&Whole>,
     meter: &Meter,
 ) -> Result<()> {
+    meter.begin();
     let mut loader = Loader::start(server, whole, meter).await?;
     // This session has held the lock of the restore all the time: whoever takes it from now on
     // meets all of these connections, and ends them.
