@@ -1,7 +1,7 @@
 //! Makes `fixtures/corpus`: bytes of real servers for the fuzz targets.
 
 use crate::events::{ROWS, SCHEMA, STATEMENTS};
-use crate::support::{Mariadbd, Mysqld};
+use crate::support::{Mariadbd, Mysqld, RedisServer};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use tokio::io::AsyncReadExt;
@@ -19,6 +19,26 @@ const MARIA: [&str; 4] = [
     "XA START 'a'; INSERT INTO e.t VALUES (3, ''); XA END 'a'; XA PREPARE 'a'; XA COMMIT 'a';
      CREATE TABLE e.u (c INT) ENGINE = MyISAM; BEGIN; INSERT INTO e.u VALUES (1);
      INSERT INTO e.t VALUES (4, ''); ROLLBACK; DELETE FROM e.t",
+];
+
+/// Values of each type, in the forms for few and for many elements.
+const REDIS: [&str; 16] = [
+    "SET text value",
+    "SET number 12345",
+    "SET gone soon PXAT 33000000000000",
+    "RPUSH list a b 7 -70000 5000000000",
+    "SADD numbers 1 2 70000",
+    "SADD words a b c",
+    "HSET hash f v g 1",
+    "ZADD zset 1.5 a -inf b 2 c",
+    "XADD stream 1-1 f v g w",
+    "XADD stream 2-1 f x g y",
+    "XGROUP CREATE stream readers 0",
+    "XREADGROUP GROUP readers one COUNT 1 STREAMS stream >",
+    "PFADD counted a b c",
+    "GEOADD places 13.4 52.5 here",
+    "FUNCTION LOAD #!lua\nname=l\nredis.register_function('f',function()return\t1\tend)",
+    "SETRANGE long 300 end",
 ];
 
 struct Corpus {
@@ -56,6 +76,26 @@ impl Corpus {
             rest = behind;
         }
         self.put("packets", name, &packets);
+    }
+
+    /// What a Redis server saves, with how far its expiries are moved behind the magic number.
+    async fn saved(&self, name: &str, args: &[&str]) {
+        let redis = RedisServer::start(args).await;
+        for command in REDIS {
+            let words: Vec<String> =
+                command.split(' ').map(|word| word.replace("\\n", "\n")).collect();
+            let mut words: Vec<&str> = words.iter().map(String::as_str).collect();
+            let code = words.get(2..).unwrap_or_default().join(" ");
+            if words[0] == "FUNCTION" {
+                words.truncate(2);
+                words.push(&code);
+            }
+            let _: ::redis::Value = redis.cmd(&words).await;
+        }
+        let _: String = redis.cmd(&["SAVE"]).await;
+        let rdb = std::fs::read(redis.datadir().join("dump.rdb")).unwrap();
+        let moved = 3_600_000_i64.to_le_bytes();
+        self.put("rdb", name, &[&rdb[..9], &moved, &rdb[9..]].concat());
     }
 
     async fn files(&mut self, name: &str, server: &Mysqld) {
@@ -97,5 +137,10 @@ async fn the_corpus_is_made_anew_from_real_servers() {
     corpus.files("mariadb", &maria).await;
     let state: String = maria.row("SELECT @@gtid_binlog_state").await;
     corpus.put("gtids", "mariadb-text", state.as_bytes());
+
+    corpus.saved("small", &[]).await;
+    let few = ["hash", "set", "zset"].map(|kind| format!("--{kind}-max-listpack-entries"));
+    let few: Vec<&str> = few.iter().flat_map(|name| [name.as_str(), "1"]).collect();
+    corpus.saved("large", &[&few[..], &["--set-max-intset-entries", "1"]].concat()).await;
     println!("types of events: {:?}", corpus.kinds);
 }

@@ -25,3 +25,22 @@ pub fn rdb(data: &[u8]) {
     assert_eq!(walk(&moved[..], &mut again, 0).ok(), Some(survey), "it is walked over again");
     assert_eq!(again, moved, "and nothing moves");
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    #[test]
+    fn the_target_holds_for_what_real_servers_save() {
+        for name in ["small", "large"] {
+            let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/corpus/rdb");
+            let bytes = std::fs::read(dir.join(name)).unwrap();
+            let mut moved = vec![];
+            let (magic, rest) = bytes.split_at(9);
+            let survey = walk(&[magic, &rest[8..]].concat()[..], &mut moved, 3_600_000).unwrap();
+            assert!(moved.len() > 100 && moved != bytes, "{name}: {survey:?}");
+            rdb(&bytes);
+        }
+    }
+}

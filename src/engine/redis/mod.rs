@@ -19,6 +19,7 @@
 
 mod aof;
 pub mod digest;
+#[cfg(any(test, fuzzing))]
 pub mod fuzz;
 mod version;
 mod rdb;
