@@ -13,6 +13,8 @@ mod endpoint;
 pub mod checkup;
 mod expiry;
 mod guard;
+#[cfg(test)]
+mod mutate;
 mod private;
 mod keys;
 mod unfinished;

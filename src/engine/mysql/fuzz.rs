@@ -156,6 +156,9 @@ mod tests {
 
     type Target = fn(&[u8]);
 
+    /// How often each file is spoiled.
+    const ROUNDS: u32 = 300;
+
     /// All files of one part of the corpus.
     fn corpus(part: &str) -> Vec<Vec<u8>> {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/corpus").join(part);
@@ -174,6 +177,17 @@ mod tests {
         for (part, target) in targets {
             for bytes in corpus(part) {
                 target(&bytes);
+            }
+        }
+    }
+
+    #[test]
+    fn every_fuzz_target_bears_what_real_servers_send_with_something_wrong_in_it() {
+        let targets: [(&str, Target); 4] =
+            [("packets", packets), ("event", event), ("gtids", gtids), ("stream", stream)];
+        for (part, target) in targets {
+            for bytes in corpus(part) {
+                crate::engine::mutate::each(&bytes, ROUNDS, target);
             }
         }
     }

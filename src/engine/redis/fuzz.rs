@@ -32,7 +32,7 @@ mod tests {
     use std::path::Path;
 
     #[test]
-    fn the_target_holds_for_what_real_servers_save() {
+    fn the_target_holds_for_what_real_servers_save_and_bears_it_spoiled() {
         for name in ["small", "large"] {
             let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/corpus/rdb");
             let bytes = std::fs::read(dir.join(name)).unwrap();
@@ -41,6 +41,7 @@ mod tests {
             let survey = walk(&[magic, &rest[8..]].concat()[..], &mut moved, 3_600_000).unwrap();
             assert!(moved.len() > 100 && moved != bytes, "{name}: {survey:?}");
             rdb(&bytes);
+            crate::engine::mutate::each(&bytes, 5000, rdb);
         }
     }
 }

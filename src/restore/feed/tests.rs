@@ -42,7 +42,10 @@ fn a_segment_that_has_less_than_was_planned_with_is_an_error(#[case] short: usiz
     let said = format!("segment {number} gave the log up to {is}, not to {}", is + 1);
     assert!(error.to_string().contains(&said), "{error}");
     // Nothing of the next one.
-    assert_eq!(bytes.len(), FILES[..=short].iter().map(|(_, _, bytes)| bytes.len()).sum());
+    assert_eq!(
+        bytes,
+        FILES[..=short].iter().map(|(_, _, bytes)| *bytes).collect::<Vec<_>>().concat()
+    );
 }
 
 #[test]
