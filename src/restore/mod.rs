@@ -252,26 +252,12 @@ impl Plan {
             keys: self.keys.clone(),
             in_place: self.in_place,
             leftover,
-            purpose: self.purpose(job),
+            purpose: purpose(job),
         });
         let doing = || format!("restore {} into {}", job.options.name, job.target());
         let needs = self.needs.get(&job.options.name).cloned().unwrap_or_default();
         let server = target.preflight(&needs).await.map_err(|error| error.context(doing()))?;
         Ok((target, server))
-    }
-
-    /// What tells the restore of a job from every other one.
-    fn purpose(&self, job: &Job) -> String {
-        let (baseline, cut) = (&job.baseline, &job.cut);
-        format!(
-            "{} of archive {}: {} ({}) of timeline {}, {cut:?}, databases {:?}",
-            baseline.source,
-            baseline.archive,
-            baseline.name,
-            baseline.digest,
-            baseline.timeline,
-            job.databases
-        )
     }
 
     /// Looks at the running servers among the targets, and says what would be done with them.
@@ -416,3 +402,17 @@ pub fn default_folder(to: Timestamp) -> PathBuf {
 
 /// How long a restore waits for a running daemon to pass the instant.
 pub const WAIT_FOR_DAEMON: Duration = Duration::from_secs(10);
+
+/// What tells the restore of a job from every other one.
+fn purpose(job: &Job) -> String {
+    let (baseline, cut) = (&job.baseline, &job.cut);
+    format!(
+        "{} of archive {}: {} ({}) of timeline {}, {cut:?}, databases {:?}",
+        baseline.source,
+        baseline.archive,
+        baseline.name,
+        baseline.digest,
+        baseline.timeline,
+        job.databases
+    )
+}

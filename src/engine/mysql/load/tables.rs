@@ -136,6 +136,7 @@ impl Dump<'_> {
 
 /// A table that is being loaded.
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "four answers that do not depend on each other")]
 struct Table {
     /// With its schema, quoted.
     full_name: Arc<str>,
