@@ -113,6 +113,8 @@ enum ApplyWay {
     Auto,
     /// By its own applier, as a replica of pitr
     Native,
+    /// The same, with small transactions merged into large ones: faster, for MySQL with GTIDs
+    Merged,
     /// As statements over one connection: for managed servers
     Sql,
 }
@@ -143,6 +145,7 @@ impl From<ApplyWay> for Apply {
         match way {
             ApplyWay::Auto => Self::Auto,
             ApplyWay::Native => Self::Native,
+            ApplyWay::Merged => Self::Merged,
             ApplyWay::Sql => Self::Sql,
         }
     }

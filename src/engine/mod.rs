@@ -328,6 +328,8 @@ pub enum Apply {
     Auto,
     /// By the server itself, as a replica of pitr.
     Native,
+    /// The same, with small transactions merged into larger ones.
+    Merged,
     /// As statements over one ordinary connection.
     Sql,
 }
@@ -335,7 +337,7 @@ pub enum Apply {
 /// The way that a target's log will be applied.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Way {
-    /// `native` or `sql`.
+    /// `native`, `merged` or `sql`.
     pub apply: &'static str,
     /// Why this way.
     pub why: String,

@@ -42,6 +42,7 @@ mod mariadb_baseline;
 mod mariadb_restore;
 mod mariadb_whole;
 mod marks;
+mod merged;
 mod mysql_capture;
 mod mysql_restore;
 mod partial_revokes;

@@ -4,7 +4,7 @@
 //! walked over is counted the same each time; what the replica has already is not sent. Records
 //! are left out whole or sent whole. Behind the cut follow heartbeats, nothing else.
 //!
-//! Events go out as they are. Made up are only what a source makes up: the ROTATE before each
+//! Events go out as they are, or small transactions merged ([`super::merge`]). Made up are only what a source makes up: the ROTATE before each
 //! file, heartbeats, and a FORMAT_DESCRIPTION that does not make a replica drop temporary tables
 //! when it comes to a file again (`created`), nor take the file for one that was never closed.
 //!
@@ -17,7 +17,8 @@
 use super::event::{
     self, Checksum, FDE_CREATED_AT, FormatDescription, GtidEvent, MAGIC, Rotate, body, flag, kind,
 };
-use super::executed::Executed;
+use super::executed::{Executed, TxId};
+use super::merge::{self, Merger, Offer, TRANSACTION_BYTES};
 use super::packet::{Framer, PacketCodec, Packets};
 use super::serve::{Ended, Held};
 use super::stream::Part;
@@ -76,6 +77,22 @@ pub(super) struct Dump<'a> {
     told: Told,
     /// Whether the current event is left out of what is sent.
     muted: bool,
+    /// `None` if transactions are sent as they are.
+    merging: Option<Merging>,
+    /// Where in the file that which is merged now begins, if something is: nothing behind that
+    /// was sent.
+    unsent: Option<u64>,
+    /// Everything executed, as the target names it.
+    named: Executed,
+}
+
+/// Transactions that are merged.
+struct Merging {
+    merger: Merger,
+    /// The transaction that is read now, if it is short enough.
+    open: Option<TxId>,
+    /// Its bytes so far.
+    bytes: Vec<u8>,
 }
 
 /// What the replica was told so far.
@@ -131,6 +148,13 @@ impl<'a> Dump<'a> {
                 checksum: Checksum::Crc32,
             },
             muted: false,
+            merging: program.merge.then(|| Merging {
+                merger: Merger::default(),
+                open: None,
+                bytes: vec![],
+            }),
+            unsent: None,
+            named: program.base.clone(),
         }
     }
 
@@ -140,7 +164,11 @@ impl<'a> Dump<'a> {
             Ok(left_out) => left_out,
             Err(ended) => return ended,
         };
-        match self.walk.served(left_out) {
+        let all = self.walk.served(left_out).map(|all| match &self.merging {
+            Some(_) => Served { named: self.named.clone(), ..all },
+            None => all,
+        });
+        match all {
             Ok(all) => drop(served.send_replace(Some(Arc::new(all)))),
             Err(error) => return Ended::Fatal(error),
         }
@@ -177,6 +205,7 @@ impl<'a> Dump<'a> {
                 Step::Cut(None) => break self.walk.look_ahead(&mut pieces).await,
             }
         };
+        self.send_merged().map_err(Ended::Fatal)?;
         if let Some(missing) = self.has.never_came() {
             return Err(Ended::Fatal(Error::corrupt(format!(
                 "the target has executed {missing}, which is not in the archive before the cut"
@@ -211,6 +240,7 @@ impl<'a> Dump<'a> {
 
     /// The log goes on at `at`.
     fn open(&mut self, at: &Position, head: &Bytes) -> Result<Step> {
+        self.send_merged()?;
         let ended_there = self.stands_where_asked();
         let at_cut = self.walk.open(at, head)?;
         if self.walk.joined && self.by_place() {
@@ -262,7 +292,10 @@ impl<'a> Dump<'a> {
             match begins {
                 _ if self.by_place() => self.told.sending = self.told.started || self.arrives()?,
                 Some(event) => self.begin_record(event)?,
-                None if !self.walk.is_open() => self.told.sending = self.told.started,
+                None if !self.walk.is_open() => {
+                    self.send_merged()?;
+                    self.told.sending = self.told.started;
+                }
                 None => {}
             }
         }
@@ -275,7 +308,14 @@ impl<'a> Dump<'a> {
             ))
             .hint("restore with --apply sql"));
         }
-        if self.told.sending && !self.muted {
+        if let Some(merging) = &mut self.merging
+            && merging.open.is_some()
+        {
+            merging.bytes.extend_from_slice(&part.bytes);
+            if !self.walk.is_open() {
+                self.end_record()?;
+            }
+        } else if self.told.sending && !self.muted {
             self.emit(part)?;
         }
         Ok(at_cut)
@@ -328,7 +368,7 @@ impl<'a> Dump<'a> {
         Err(self.walk.track()?.corrupt(&what))
     }
 
-    /// A transaction begins: does the replica need it?
+    /// A transaction begins: is it merged with others, and if not, does the replica need it?
     fn begin_record(&mut self, event: &GtidEvent) -> Result<()> {
         let Some(gtid) = event.gtid else {
             return Err(Error::refused(format!(
@@ -337,6 +377,72 @@ impl<'a> Dump<'a> {
             ))
             .hint("restore with --apply sql into a server that is empty"));
         };
+        let Some(merging) = &mut self.merging else { return self.begin_sending(gtid) };
+        if (1..=TRANSACTION_BYTES).contains(&event.transaction_length) {
+            merging.open = Some(gtid);
+            merging.bytes.clear();
+            return Ok(());
+        }
+        self.send_merged()?;
+        self.begin_sending(gtid)
+    }
+
+    /// A transaction that may be merged has ended.
+    fn end_record(&mut self) -> Result<()> {
+        let track = self.walk.track()?;
+        let (checksum, ends) = (track.checksum, track.offset);
+        let Some(mut merging) = self.merging.take() else { return Ok(()) };
+        let ended = self.merge(&mut merging, checksum, ends);
+        self.merging = Some(merging);
+        ended
+    }
+
+    fn merge(&mut self, merging: &mut Merging, checksum: Checksum, ends: u64) -> Result<()> {
+        let Some(gtid) = merging.open.take() else { return Ok(()) };
+        let begins = ends - merging.bytes.len() as u64;
+        let mut offered = merging.merger.offer(gtid, &merging.bytes, checksum)?;
+        if offered != Offer::Taken {
+            self.send(merging)?;
+        }
+        if offered == Offer::Later {
+            offered = merging.merger.offer(gtid, &merging.bytes, checksum)?;
+        }
+        if offered == Offer::Taken {
+            self.unsent.get_or_insert(begins);
+            return Ok(());
+        }
+        self.unsent = Some(begins);
+        self.begin_sending(gtid)?;
+        self.unsent = None;
+        if self.told.sending {
+            for event in merge::events(&merging.bytes) {
+                self.put_event(event?)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends what is merged so far, if the replica needs it.
+    fn send_merged(&mut self) -> Result<()> {
+        let Some(mut merging) = self.merging.take() else { return Ok(()) };
+        let sent = self.send(&mut merging);
+        self.merging = Some(merging);
+        sent
+    }
+
+    fn send(&mut self, merging: &mut Merging) -> Result<()> {
+        let Some(gtid) = merging.merger.name() else { return Ok(()) };
+        self.begin_sending(gtid)?;
+        self.unsent = None;
+        let sending = self.told.sending;
+        merging.merger.flush(|event| if sending { self.put_event(event) } else { Ok(()) })
+    }
+
+    /// A transaction comes next: does the replica need it?
+    fn begin_sending(&mut self, gtid: TxId) -> Result<()> {
+        if !self.named.add(gtid) {
+            return Err(self.walk.track()?.corrupt(&format!("{gtid} comes twice")));
+        }
         self.told.sending = !self.has.has(gtid);
         if self.told.sending && !self.told.started {
             self.start()?;
@@ -445,7 +551,7 @@ impl<'a> Dump<'a> {
         let Ok(track) = self.walk.track() else { return Ok(()) };
         let (log, offset) = match &self.told.rotated {
             Some(next) => (next.as_str(), MAGIC.len() as u64),
-            None => (track.log.as_str(), track.offset),
+            None => (track.log.as_str(), self.unsent.unwrap_or(track.offset)),
         };
         let checksum = self.told.checksum;
         let heartbeat = if self.form.heartbeat_version_2 {

@@ -13,6 +13,10 @@ use crate::clock::Timestamp;
 use crate::error::{Error, Result};
 use std::io::Read;
 
+mod reader;
+
+pub(crate) use reader::Reader;
+
 /// Length of an event's head.
 pub(crate) const HEAD_BYTES: usize = 19;
 /// Length of an event's checksum.
@@ -620,15 +624,20 @@ impl Heartbeat {
 
 /// Builds a whole event; its length and checksum are filled in.
 pub(crate) fn build(head: Head, body: &[u8], checksum: Checksum) -> Vec<u8> {
-    let length = HEAD_BYTES + body.len() + checksum.len();
-    let mut event = Vec::with_capacity(length);
-    event.extend_from_slice(&Head { length: length as u32, ..head }.to_bytes());
-    event.extend_from_slice(body);
+    let mut event = Vec::with_capacity(HEAD_BYTES + body.len() + checksum.len());
+    append(head, body, checksum, &mut event);
     if checksum == Checksum::Crc32 {
-        event.extend_from_slice(&[0; CRC_BYTES]);
         renew_crc(&mut event);
     }
     event
+}
+
+/// Appends an event; its length is filled in, and there is room for its checksum.
+pub(crate) fn append(head: Head, body: &[u8], checksum: Checksum, to: &mut Vec<u8>) {
+    let length = HEAD_BYTES + body.len() + checksum.len();
+    to.extend_from_slice(&Head { length: length as u32, ..head }.to_bytes());
+    to.extend_from_slice(body);
+    to.resize(to.len() + checksum.len(), 0);
 }
 
 fn made_up(kind: u8, server_id: u32, log_pos: u32, flags: u16) -> Head {
@@ -702,97 +711,6 @@ pub(crate) fn put_lenenc(to: &mut Vec<u8>, n: u64) {
     };
     to.extend(mark);
     to.extend(bytes.iter().take(len));
-}
-
-/// Reads fields from the front of bytes. Nothing is consumed when it gives `None`, except where
-/// a field has parts.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Reader<'a>(pub(crate) &'a [u8]);
-
-impl<'a> Reader<'a> {
-    pub(crate) fn bytes(&mut self, n: usize) -> Option<&'a [u8]> {
-        let (taken, rest) = self.0.split_at_checked(n)?;
-        self.0 = rest;
-        Some(taken)
-    }
-
-    pub(crate) fn array<const N: usize>(&mut self) -> Option<&'a [u8; N]> {
-        let (taken, rest) = self.0.split_first_chunk()?;
-        self.0 = rest;
-        Some(taken)
-    }
-
-    pub(crate) fn u8(&mut self) -> Option<u8> {
-        self.array::<1>().map(|&[b]| b)
-    }
-
-    pub(crate) fn u16(&mut self) -> Option<u16> {
-        self.array().copied().map(u16::from_le_bytes)
-    }
-
-    pub(crate) fn u32(&mut self) -> Option<u32> {
-        self.array().copied().map(u32::from_le_bytes)
-    }
-
-    pub(crate) fn u64(&mut self) -> Option<u64> {
-        self.array().copied().map(u64::from_le_bytes)
-    }
-
-    fn u56(&mut self) -> Option<u64> {
-        self.array::<7>().map(|&[a, b, c, d, e, f, g]| u64::from_le_bytes([a, b, c, d, e, f, g, 0]))
-    }
-
-    fn head(&mut self) -> Option<Head> {
-        Some(Head {
-            timestamp: self.u32()?,
-            kind: self.u8()?,
-            server_id: self.u32()?,
-            length: self.u32()?,
-            log_pos: self.u32()?,
-            flags: self.u16()?,
-        })
-    }
-
-    /// Bytes up to a NUL, which is consumed too.
-    pub(crate) fn until_nul(&mut self) -> Option<&'a [u8]> {
-        let len = self.0.iter().position(|&b| b == 0)?;
-        let text = self.bytes(len)?;
-        self.u8()?;
-        Some(text)
-    }
-
-    /// A length-encoded integer of the client/server protocol.
-    pub(crate) fn lenenc(&mut self) -> Option<u64> {
-        match self.u8()? {
-            n @ 0..=250 => Some(u64::from(n)),
-            0xfc => self.u16().map(u64::from),
-            0xfd => self.array::<3>().map(|&[a, b, c]| u64::from(u32::from_le_bytes([a, b, c, 0]))),
-            0xfe => self.u64(),
-            _ => None,
-        }
-    }
-
-    /// A number of `mysql::serialization`.
-    fn varlen(&mut self) -> Option<u64> {
-        let first = *self.0.first()?;
-        let more = first.trailing_ones() as usize;
-        let mut number = [0; 8];
-        if more >= 8 {
-            self.u8()?;
-            return self.u64();
-        }
-        let bytes = self.bytes(more + 1)?;
-        for (to, from) in number.iter_mut().zip(bytes) {
-            *to = *from;
-        }
-        Some(u64::from_le_bytes(number) >> (more + 1))
-    }
-
-    /// The same with its sign in the lowest bit.
-    fn varlen_signed(&mut self) -> Option<i64> {
-        let n = self.varlen()?;
-        Some((n >> 1).cast_signed() ^ -(n & 1).cast_signed())
-    }
 }
 
 #[cfg(test)]

@@ -63,6 +63,7 @@ mod dump;
 mod events;
 mod half;
 mod load;
+mod merge;
 mod only;
 mod preflight;
 mod replay;

@@ -16,7 +16,7 @@ use zstd::stream::raw::{Decoder, InBuffer, Operation, OutBuffer};
 const PIECE_BYTES: usize = 256 << 10;
 
 /// A payload that is being read.
-pub(super) struct Payload {
+pub(in super::super) struct Payload {
     /// `None`: it is not compressed.
     decoder: Option<Decoder<'static>>,
     splitter: Splitter,
@@ -35,7 +35,7 @@ impl Payload {
     ///
     /// # Errors
     /// Corrupt, if they are not in their form, or the compression is not known.
-    pub(super) fn open(body: &[u8]) -> Result<(Self, usize)> {
+    pub(in super::super) fn open(body: &[u8]) -> Result<(Self, usize)> {
         const END: u64 = 0;
         const COMPRESSION: u64 = 2;
         const ZSTD: u64 = 0;
@@ -66,7 +66,7 @@ impl Payload {
     }
 
     /// Adds the next bytes. All parts of those before must have been taken.
-    pub(super) fn push(&mut self, bytes: Bytes) {
+    pub(in super::super) fn push(&mut self, bytes: Bytes) {
         self.compressed = bytes;
     }
 
@@ -74,7 +74,7 @@ impl Payload {
     ///
     /// # Errors
     /// Corrupt, if it cannot be decompressed, or holds no events.
-    pub(super) fn next(&mut self) -> Result<Option<Part>> {
+    pub(in super::super) fn next(&mut self) -> Result<Option<Part>> {
         loop {
             if let Some(part) = self.splitter.next()? {
                 return Ok(Some(part));
@@ -113,7 +113,7 @@ impl Payload {
     ///
     /// # Errors
     /// Corrupt, if the payload is cut short.
-    pub(super) fn finish(&self) -> Result<()> {
+    pub(in super::super) fn finish(&self) -> Result<()> {
         if self.splitter.is_between_events() && (self.ended || self.decoder.is_none()) {
             return Ok(());
         }

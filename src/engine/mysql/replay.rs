@@ -116,7 +116,7 @@ pub(super) async fn wait(
 
 /// Waits a moment for the target to have applied everything.
 async fn has_applied(conn: &mut Conn, all: &Served) -> Result<bool> {
-    let Some(end) = &all.end else { return standing::has_executed(conn, &all.gtids).await };
+    let Some(end) = &all.end else { return standing::has_executed(conn, &all.named).await };
     let asking = || "ask the target how far it has come".to_owned();
     let row: Option<Row> = ask::first(conn, "SHOW REPLICA STATUS", asking).await?;
     let at = row.and_then(|row| {

@@ -28,19 +28,23 @@ pub(super) struct Globals {
 
 impl Globals {
     /// Settings for the time of the replay. `running` is whether the target is a server that has
-    /// settings of its own, and `by_place` whether the log has transactions without GTIDs.
+    /// settings of its own, `by_place` whether the log has transactions without GTIDs, and `merge`
+    /// whether the target gets them merged.
     pub(super) async fn for_replay(
         &mut self,
         conn: &mut Conn,
         family: Family,
         running: bool,
         by_place: bool,
+        merge: bool,
     ) -> Result<()> {
         let workers = std::thread::available_parallelism().map_or(4, usize::from).clamp(4, 64);
         let (workers, largest) = (workers.to_string(), LARGEST_PACKET.to_string());
         match family {
             Family::MySql => {
-                self.change(conn, "replica_parallel_workers", &workers).await?;
+                // The logical clock of merged transactions is not that of the log.
+                let workers = if merge { "1" } else { workers.as_str() };
+                self.change(conn, "replica_parallel_workers", workers).await?;
                 self.change(conn, "replica_max_allowed_packet", &largest).await?;
                 self.change(conn, "replica_pending_jobs_size_max", &largest).await?;
                 // Not there before 8.4; what the source allowed is to be allowed here.

@@ -155,6 +155,9 @@ impl MysqlTarget {
         let source = preflight::source(needs)?;
         self.family = source.family;
         let at = self.at();
+        if self.options.apply == Apply::Merged {
+            check_can_merge(needs, source.family)?;
+        }
         match &self.place {
             Place::Folder { .. } if self.options.apply == Apply::Sql => {
                 Err(Error::usage("--apply sql is for running servers")
@@ -164,6 +167,9 @@ impl MysqlTarget {
                 unfinished::check(dir, &OWN)?;
                 let (program, server) = preflight::folder(needs, source).await?;
                 self.program = program;
+                if self.options.apply == Apply::Merged {
+                    self.way = Way::merged();
+                }
                 Ok(server)
             }
             Place::Running(endpoint) => {
@@ -318,7 +324,8 @@ impl MysqlTarget {
         let base: Executed = baseline.position.gtids.parse()?;
         let events = States::read(conn).await?;
         let by_place = self.by_place();
-        let mut program = Program { log, cut: cut.clone(), base, events, by_place };
+        let merge = self.way.merge;
+        let mut program = Program { log, cut: cut.clone(), base, events, by_place, merge };
         if family == Family::MariaDb {
             program.find_place().await?;
         }
@@ -344,6 +351,10 @@ impl MysqlTarget {
             replay::start(conn, family, &source, address, from).await?;
             let all = replay::wait(conn, family, served).await?;
             replay::end(conn).await?;
+            if merge {
+                // Of those that were merged the target has the name of the first one only.
+                standing::take_over(conn, family, &all.gtids.to_string()).await?;
+            }
             standing::settle(conn, &all.gtids).await?;
             Ok(all)
         };
@@ -414,7 +425,8 @@ impl MysqlTarget {
         }
         let (running, by_place) = (matches!(self.place, Place::Running(_)), self.by_place());
         let conn = self.session.as_mut().ok_or_else(|| Error::bug("no connection"))?;
-        self.globals.for_replay(conn, self.family, running, by_place).await
+        let globals = &mut self.globals;
+        globals.for_replay(conn, self.family, running, by_place, self.way.merge).await
     }
 
     /// Where to listen for the target: where only this host gets to, unless told otherwise.
@@ -594,7 +606,11 @@ impl Target for MysqlTarget {
     }
 
     fn way(&self) -> Option<engine::Way> {
-        let apply = if self.way.sql { "sql" } else { "native" };
+        let apply = match (self.way.sql, self.way.merge) {
+            (true, _) => "sql",
+            (false, true) => "merged",
+            (false, false) => "native",
+        };
         Some(engine::Way { apply, why: self.way.why.clone() })
     }
 
@@ -633,6 +649,16 @@ async fn check_partial_revokes(conn: &mut Conn, at: &str, source: bool) -> Resul
         .hint("SET PERSIST partial_revokes = OFF")),
         (target, source) => Ok(source && !target),
     }
+}
+
+/// Whether transactions of this log can be merged.
+fn check_can_merge(needs: &Needs, family: Family) -> Result<()> {
+    let why = match family {
+        Family::MariaDb => "the log of a MariaDB is not merged",
+        Family::MySql if needs.anonymous => "transactions without GTIDs are not merged",
+        Family::MySql => return Ok(()),
+    };
+    Err(Error::refused(format!("--apply merged: {why}")).hint("leave --apply away"))
 }
 
 /// Whether names of schemas and tables mean on the target what they meant on the source.

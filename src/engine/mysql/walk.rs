@@ -32,6 +32,8 @@ pub(super) struct Program {
     pub(super) events: States,
     /// Whether transactions are told apart by their places, as not all of them have GTIDs.
     pub(super) by_place: bool,
+    /// Whether a replica gets small transactions merged into larger ones.
+    pub(super) merge: bool,
 }
 
 impl Program {
@@ -82,6 +84,9 @@ pub(super) struct Served {
     pub(super) applied: Applied,
     /// Everything executed at the cut.
     pub(super) gtids: Executed,
+    /// The same as a target tells it that got this log: of transactions that were merged, only the
+    /// first is known to it.
+    pub(super) named: Executed,
     /// The scheduled events at the cut.
     pub(super) events: States,
     /// Where the last record before the cut ends; `None` if there is none.
@@ -404,7 +409,9 @@ impl<'a> Walk<'a> {
             first_left_out,
             gtids: gtids.to_string(),
         };
-        Ok(Served { applied, gtids, events: self.events.clone(), end: self.end.clone() })
+        let named = gtids.clone();
+        let (events, end) = (self.events.clone(), self.end.clone());
+        Ok(Served { applied, gtids, named, events, end })
     }
 
     /// The first record behind a cut at a place. It is only named, so that trouble behind the cut

@@ -38,6 +38,8 @@ const SYSTEM_VARIABLES_ADMIN: &str = "SYSTEM_VARIABLES_ADMIN";
 pub(in super::super) struct Way {
     /// Whether the log is applied as statements.
     pub(in super::super) sql: bool,
+    /// Whether the target's own applier gets small transactions merged.
+    pub(in super::super) merge: bool,
     /// Whether global variables can be set, and with them the GTIDs of the baseline.
     pub(in super::super) admin: bool,
     /// Whether transactions keep their GTIDs.
@@ -75,7 +77,12 @@ impl Facts {
 impl Way {
     /// Through the target's own applier.
     pub(in super::super) fn native(why: &str) -> Self {
-        Self { sql: false, admin: true, gtids: true, why: why.into() }
+        Self { sql: false, merge: false, admin: true, gtids: true, why: why.into() }
+    }
+
+    /// The same, with small transactions merged.
+    pub(in super::super) fn merged() -> Self {
+        Self { merge: true, ..Self::native("it was asked for") }
     }
 
     /// Decides for the server at `at`.
@@ -85,13 +92,14 @@ impl Way {
     pub(in super::super) fn choose(asked: Apply, facts: &Facts, at: &str) -> Result<Self> {
         let lacking = facts.lacks_to_replicate.join(", ");
         let sql = match asked {
-            Apply::Native if !lacking.is_empty() => {
+            Apply::Native | Apply::Merged if !lacking.is_empty() => {
                 return Err(Error::refused(format!(
                     "{at}: the account cannot make the server a replica: it lacks {lacking}"
                 ))
                 .hint("restore with --apply sql, or grant what is missing"));
             }
             Apply::Native => return Ok(Self::native("it was asked for")),
+            Apply::Merged => return Ok(Self::merged()),
             Apply::Auto if lacking.is_empty() => {
                 return Ok(Self::native("the account may make the server a replica"));
             }
@@ -115,7 +123,7 @@ impl Way {
             .hint("set event_scheduler = OFF on the target for the time of the restore"));
         }
         let gtids = facts.has_gtids && !facts.anonymous;
-        Ok(Self { sql: true, admin, gtids, why: sql })
+        Ok(Self { sql: true, merge: false, admin, gtids, why: sql })
     }
 }
 
@@ -134,7 +142,9 @@ mod tests {
     #[case::managed(Apply::Auto, NO_ADMIN, &[], false, Some((true, false)))]
     #[case::no_replica(Apply::Auto, NO_REPLICA, &[], true, Some((true, true)))]
     #[case::events_would_run(Apply::Auto, NO_ADMIN, &[], true, None)]
+    #[case::merged(Apply::Merged, &[], &[], true, Some((false, true)))]
     #[case::native_impossible(Apply::Native, NO_ADMIN, &[], false, None)]
+    #[case::merged_impossible(Apply::Merged, NO_ADMIN, &[], false, None)]
     #[case::managed_maria(Apply::Auto, &["REPLICATION MASTER ADMIN"], &[], false, Some((true, false)))]
     #[case::neither(Apply::Auto, NO_ADMIN, &["REPLICATION_APPLIER"], false, None)]
     fn the_way_follows_from_what_the_account_may(
@@ -153,6 +163,9 @@ mod tests {
         };
         let chosen = Way::choose(asked, &facts, "db");
         assert_eq!(chosen.as_ref().ok().map(|way| (way.sql, way.admin)), way);
+        assert!(
+            chosen.as_ref().is_ok_and(|way| way.merge) == (asked == Apply::Merged && way.is_some())
+        );
         assert!(chosen.err().is_none_or(|error| error.class() == Class::Refused));
     }
 }

@@ -26,7 +26,8 @@ fn ends() -> (u64, u64) {
 fn walked(cut: Cut, log: &[u8]) -> Result<u64> {
     let base = format!("{}:1-2", uuid()).parse()?;
     let nothing: OpenLog = Arc::new(|| mpsc::channel(1).1);
-    let program = Program { log: nothing, cut, base, events: States::default(), by_place: false };
+    let events = States::default();
+    let program = Program { log: nothing, cut, base, events, by_place: false, merge: false };
     let mut walk = Walk::new(&program);
     assert!(!walk.open(&Position::new(LOG, 0), &Bytes::new())?);
     for piece in log.chunks(50) {

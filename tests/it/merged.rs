@@ -1,0 +1,179 @@
+//! Replay with merged transactions, by random work on real servers: whatever was done, the target
+//! ends with the content and the GTIDs that the source has.
+
+use crate::mysql_restore::harness::{
+    assert_same, baseline, log_of, moment, needs, open_log, options,
+};
+use crate::support::Mysqld;
+use mysql_async::Conn;
+use mysql_async::prelude::Queryable;
+use pitr::clock::Timestamp;
+use pitr::engine::mysql::MysqlTarget;
+use pitr::engine::{Apply, Destination, Endpoint, Target, TargetOptions};
+use pitr::error::Class;
+use pitr::manifest::EngineKind;
+use pitr::record::Cut;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+/// How many transactions a seed makes, about.
+const STEPS: usize = 250;
+
+const SCHEMA: &str = "CREATE DATABASE w; USE w;
+    CREATE TABLE parent (id INT PRIMARY KEY, u INT UNIQUE, s VARCHAR(60));
+    CREATE TABLE child (id INT AUTO_INCREMENT PRIMARY KEY, p INT, s MEDIUMTEXT,
+        FOREIGN KEY (p) REFERENCES parent (id) ON DELETE CASCADE ON UPDATE CASCADE);
+    CREATE TABLE loose (id INT PRIMARY KEY, p INT,
+        FOREIGN KEY (p) REFERENCES parent (id) ON DELETE SET NULL);
+    CREATE TABLE keyless (a INT, b BIT(5));
+    CREATE TABLE doc (id INT PRIMARY KEY, j JSON, g INT AS (j->'$.n') VIRTUAL, KEY (g));
+    CREATE TABLE isam (id INT PRIMARY KEY, s TEXT) ENGINE = MyISAM;
+    CREATE TABLE noted (id INT AUTO_INCREMENT PRIMARY KEY, p INT);
+    CREATE TRIGGER note AFTER INSERT ON parent FOR EACH ROW INSERT INTO noted (p) VALUES (NEW.id)";
+
+fn target(server: &Mysqld) -> MysqlTarget {
+    let endpoint = Endpoint::parse(EngineKind::Mysql, &server.url()).unwrap();
+    let options = options(Destination::Running(endpoint.clone()));
+    MysqlTarget::running(TargetOptions { apply: Apply::Merged, ..options }, endpoint)
+}
+
+fn everything() -> Cut {
+    Cut::After(Timestamp::from_micros(i64::MAX))
+}
+
+/// Statements of one session, most of them with small numbers, so that they meet again.
+fn step(rng: &mut StdRng, n: usize) -> String {
+    let (a, b) = (rng.random_range(1..25), rng.random_range(1..25));
+    match rng.random_range(0..30) {
+        0..=3 => format!("INSERT INTO parent VALUES ({a}, {b}, 'i{n}')"),
+        4 => format!("REPLACE INTO parent VALUES ({a}, {b}, 'r{n}')"),
+        5 => format!("UPDATE parent SET id = id + 25, s = 'moved' WHERE id = {a}"),
+        6 => format!("DELETE FROM parent WHERE id IN ({a}, {b}, {})", a + 25),
+        7 => "UPDATE parent SET u = u + 1000; UPDATE parent SET u = 1025 - u".into(),
+        8..=10 => format!(
+            "INSERT INTO child (p, s) SELECT id, REPEAT('{n} ', {a}) FROM parent WHERE id >= {b}"
+        ),
+        11 => format!("UPDATE child SET s = CONCAT('{n}-', LEFT(s, 20)) WHERE id % 3 = {}", a % 3),
+        12 => format!("DELETE FROM child WHERE p = {a} ORDER BY id LIMIT {b}"),
+        13 => format!("INSERT INTO keyless VALUES ({a}, b'10101'), ({a}, b'10101'), (NULL, NULL)"),
+        14 => format!("DELETE FROM keyless WHERE a = {a} LIMIT 1; UPDATE keyless SET a = {b}"),
+        15 => format!("INSERT IGNORE INTO loose VALUES ({n}, {a}), ({}, NULL)", n + 10_000),
+        16 => format!(
+            "INSERT INTO doc (id, j) VALUES ({a}, JSON_OBJECT('n', {b}, 's', REPEAT('j', 500))) \
+             ON DUPLICATE KEY UPDATE j = JSON_SET(j, '$.n', {n})"
+        ),
+        17 => format!("REPLACE INTO isam VALUES ({a}, 'm{n}')"),
+        18 => format!(
+            "BEGIN; UPDATE parent SET s = 'sp' WHERE id = {a}; SAVEPOINT x; \
+             DELETE FROM child WHERE p = {b}; ROLLBACK TO x; \
+             INSERT INTO keyless VALUES ({n}, b'1'); COMMIT"
+        ),
+        19 => format!("BEGIN; DELETE FROM parent; INSERT INTO keyless VALUES ({n}, 0); ROLLBACK"),
+        20..=22 => format!(
+            "BEGIN; INSERT INTO keyless VALUES ({n}, b'11'); UPDATE child SET p = {a} \
+             WHERE id = {n}; INSERT INTO child (p, s) VALUES ({b}, 'tx'); \
+             DELETE FROM keyless WHERE a = {n}; COMMIT"
+        ),
+        23 => format!(
+            "SET foreign_key_checks = 0; DELETE FROM parent WHERE id = {a}; \
+             SET foreign_key_checks = 1"
+        ),
+        24 => format!("INSERT INTO child (p, s) VALUES (NULL, REPEAT('long{n}', 50000))"),
+        25 => match a % 4 {
+            0 => format!("ALTER TABLE child ADD COLUMN c{n} INT DEFAULT {b}"),
+            1 => format!(
+                "ALTER TABLE keyless MODIFY a BIGINT, ADD COLUMN k{n} VARCHAR(9) DEFAULT 'd'"
+            ),
+            2 => format!("CREATE TABLE new{n} AS SELECT * FROM parent; TRUNCATE keyless"),
+            _ => "FLUSH BINARY LOGS".into(),
+        },
+        26 => format!("SET binlog_transaction_compression = {}", a % 2),
+        27 => format!("SET time_zone = '+0{}:00'", a % 3),
+        28 => format!("SET binlog_row_image = {}", ["FULL", "MINIMAL", "NOBLOB"][a % 3]),
+        _ => format!(
+            "SET binlog_row_value_options = '{}'; \
+             UPDATE doc SET j = JSON_REPLACE(j, '$.s', 'p{n}') WHERE id >= {b}",
+            ["", "PARTIAL_JSON"][a % 2]
+        ),
+    }
+}
+
+/// Does random work.
+async fn work(source: &Mysqld, seed: u64) {
+    let mut rng = StdRng::seed_from_u64(seed);
+    let mut sessions: Vec<Conn> = vec![];
+    for _ in 0..3 {
+        let mut conn = source.conn().await;
+        conn.query_drop("USE w").await.unwrap();
+        sessions.push(conn);
+    }
+    let mut failed = 0;
+    for n in 0..STEPS {
+        let session = rng.random_range(0..sessions.len());
+        for statement in step(&mut rng, n).split("; ") {
+            // A key that is there already, or a parent that is not, is a part of the work.
+            failed += usize::from(sessions[session].query_drop(statement).await.is_err());
+        }
+    }
+    assert!(failed < STEPS, "{failed} statements failed");
+}
+
+/// Transactions that a server wrote to its binlog since it started.
+async fn written(server: &Mysqld) -> u64 {
+    let (_, used): (String, String) =
+        server.row("SHOW GLOBAL STATUS LIKE 'Binlog_cache_use'").await;
+    used.parse().unwrap()
+}
+
+async fn comes_back(seed: u64) {
+    let source = Mysqld::start(&[]).await;
+    source.sql(SCHEMA).await;
+    let taken = baseline(&source).await;
+    let before = written(&source).await;
+    work(&source, seed).await;
+    let made = written(&source).await - before;
+    let then = moment(&source).await;
+    let log = open_log(log_of(&source, &taken.meta.position).await, None);
+    let server = Mysqld::start(&[]).await;
+    let mut to = target(&server);
+    to.preflight(&needs(&source).await).await.unwrap();
+    to.load(&taken.meta, taken.pieces()).await.unwrap();
+    let loaded = written(&server).await;
+    let applied = to.replay(&taken.meta, log, &everything()).await.unwrap();
+    let got = written(&server).await - loaded;
+    to.finish(&applied).await.unwrap();
+    assert_same(&moment(&server).await, &then);
+    assert!(got * 2 < made, "seed {seed}: {got} transactions of {made}");
+}
+
+#[tokio::test]
+async fn random_work_comes_back_in_fewer_transactions() {
+    for seed in 1..=2 {
+        comes_back(seed).await;
+    }
+}
+
+/// `cargo nextest run --run-ignored only two_hundred_seeds`.
+#[tokio::test]
+#[ignore = "takes an hour"]
+async fn two_hundred_seeds_come_back() {
+    for seed in 100..300 {
+        comes_back(seed).await;
+    }
+}
+
+#[tokio::test]
+async fn a_log_that_is_not_merged_is_refused_before_anything_changes() {
+    let source = Mysqld::start(&["--gtid-mode=OFF", "--enforce-gtid-consistency=OFF"]).await;
+    let server = Mysqld::start(&[]).await;
+    let mut needs = needs(&source).await;
+    needs.anonymous = true;
+    let error = target(&server).preflight(&needs).await.unwrap_err();
+    assert_eq!(error.class(), Class::Refused);
+    assert!(error.to_string().contains("without GTIDs are not merged"), "{error}");
+    needs.anonymous = false;
+    needs.version = "10.11.6-MariaDB".into();
+    let error = target(&server).preflight(&needs).await.unwrap_err();
+    assert_eq!(error.class(), Class::Refused);
+    assert!(error.to_string().contains("MariaDB is not merged"), "{error}");
+}
