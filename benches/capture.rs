@@ -133,6 +133,7 @@ async fn capture(source: &Mysqld, size: u64, root: &Path) -> f64 {
         aof: None,
         databases: vec![],
         semi_sync: false,
+        digests: true,
     });
     let label = Label { source: "bench".into(), engine: EngineKind::Mysql, level: SEGMENT_LEVEL };
     let sealing =

@@ -7,11 +7,11 @@
 use crate::archive::{Archive, SegmentReader, baseline_name, log_head};
 use crate::clock::Timestamp;
 use crate::durable;
-use crate::engine::{Located, Source};
+use crate::engine::{Counter, Located, Source};
 use crate::error::{Class, Context, Error, Result};
 use crate::manifest::{BaselineMeta, EngineKind, FORMAT, names};
 use crate::position::Position;
-use crate::record::{BaselineTaken, Piece, Server};
+use crate::record::{BaselineTaken, Contents, Piece, Server};
 use crate::store::Local;
 use bytes::Bytes;
 use std::fs::File;
@@ -52,13 +52,15 @@ pub struct Stored {
     file_len: u64,
     digest: String,
     begun_at: Timestamp,
+    contents: Option<Contents>,
 }
 
 impl Stored {
-    /// Writes pieces as they come, until they end. An error among them ends it with that error
+    /// Writes pieces of a copy of such a system as they come, until they end. An error among them ends it with that error
     /// and leaves nothing behind.
     pub fn write(
         dir: &Path,
+        engine: EngineKind,
         level: i32,
         mut next: impl FnMut() -> Option<Result<Bytes>>,
     ) -> Result<Self> {
@@ -72,9 +74,11 @@ impl Stored {
                 .class(Class::Bug, || "start zstd".into())?;
             encoder.include_checksum(true).class(Class::Bug, || "set up zstd".into())?;
             let mut raw_len = 0;
+            let mut counter = Counter::new(engine);
             while let Some(piece) = next() {
                 let piece = piece?;
                 raw_len += piece.len() as u64;
+                counter.feed(&piece);
                 encoder
                     .write_all(&piece)
                     .unavailable(|| format!("write {}", temporary.display()))?;
@@ -82,11 +86,12 @@ impl Stored {
             let hashed =
                 encoder.finish().unavailable(|| format!("write {}", temporary.display()))?;
             hashed.file.sync_all().unavailable(|| format!("sync {}", temporary.display()))?;
-            Ok((raw_len, hashed.len, hashed.hasher.finalize().to_hex().to_string()))
+            let digest = hashed.hasher.finalize().to_hex().to_string();
+            Ok((raw_len, hashed.len, digest, counter.finish()))
         })();
         match written {
-            Ok((raw_len, file_len, digest)) => {
-                Ok(Self { temporary, raw_len, file_len, digest, begun_at })
+            Ok((raw_len, file_len, digest, contents)) => {
+                Ok(Self { temporary, raw_len, file_len, digest, begun_at, contents })
             }
             Err(error) => {
                 durable::remove(&temporary)?;
@@ -120,6 +125,7 @@ impl Stored {
             bytes_raw: self.raw_len,
             bytes_stored: self.file_len,
             digest: self.digest.clone(),
+            contents: taken.contents.clone().or_else(|| self.contents.clone()),
         };
         let path = archive.store().path(&baseline_name(&meta))?;
         durable::create_dir_all(&archive.store().path(&names::timeline(&label.source, timeline))?)?;
@@ -212,9 +218,9 @@ pub async fn take(
 /// Has the engine make a copy, and writes it to a file.
 async fn copy(engine: &dyn Source, root: &Path, label: &Label) -> Result<(BaselineTaken, Stored)> {
     let (send, mut receive) = mpsc::channel(PIECES_IN_FLIGHT);
-    let (dir, level) = (root.join(&label.source), label.level);
+    let (dir, kind, level) = (root.join(&label.source), label.engine, label.level);
     let writing = tokio::task::spawn_blocking(move || {
-        Stored::write(&dir, level, || receive.blocking_recv().map(Ok))
+        Stored::write(&dir, kind, level, || receive.blocking_recv().map(Ok))
     });
     let taken = engine.baseline(send).await;
     let stored = writing.await.class(Class::Bug, || "write baseline".into())?;

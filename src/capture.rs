@@ -358,8 +358,8 @@ impl Capture {
                 self.fresh = true;
                 self.server = taken.server.clone();
                 let dir = self.archive.store().path(&self.label.source)?;
-                let level = self.label.level;
-                let stored = Stored::write(&dir, level, || pieces.blocking_recv())?;
+                let (engine, level) = (self.label.engine, self.label.level);
+                let stored = Stored::write(&dir, engine, level, || pieces.blocking_recv())?;
                 let (position, at) = (taken.position.clone(), taken.at);
                 let label = self.label.clone();
                 stored.publish(

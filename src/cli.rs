@@ -6,6 +6,7 @@
 mod progress;
 mod doctor;
 mod audit;
+mod drill;
 mod log;
 mod mark;
 mod restore;
@@ -85,6 +86,8 @@ enum Command {
     Audit(audit::AuditArgs),
     /// Re-read what is stored: digests, chain, readability
     Verify(verify::VerifyArgs),
+    /// Rehearse a restore into scratch servers, and look at what came of it
+    Drill(drill::DrillArgs),
     /// Say what is older than it has to be, and delete it with --apply
     Prune(retention::PruneArgs),
     /// Keep a span of time restorable, whatever its age
@@ -217,6 +220,7 @@ fn run(cli: Cli) -> Result<()> {
         Command::Log(args) => log::log(&config, &args, cli.json),
         Command::Audit(args) => audit::audit(&config, &args, cli.json),
         Command::Verify(args) => verify::verify(&config, &args, cli.json),
+        Command::Drill(args) => drill::drill(&config, &args, cli.json),
         Command::Prune(args) => retention::prune(&config, &args, cli.json),
         Command::Hold(args) => retention::hold(&config, &args, cli.json),
         Command::Reindex => reindex(&config, cli.json),

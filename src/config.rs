@@ -30,6 +30,9 @@ pub const SEGMENT_LEVEL: i32 = 1;
 /// When the daily baseline is taken, civil time.
 pub const BASELINE_AT: &str = "02:00";
 
+/// Whether baselines of MySQL carry row counts and digests: only so a drill compares with the source.
+pub const BASELINE_DIGESTS: bool = true;
+
 /// How often the clock of a Redis source is sampled, in ms: how exactly an instant can be hit.
 pub const SAMPLE_MS: u64 = 100;
 
@@ -56,10 +59,21 @@ pub struct Config {
     pub baseline_zone: Tz,
     /// What is kept.
     pub retention: Policy,
+    /// Rehearsals.
+    pub drill: Drill,
     /// When segments are sealed.
     pub sealing: Sealing,
     /// zstd level of segments and baselines.
     pub level: i32,
+}
+
+/// `[drill]`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Drill {
+    /// How often the daemon rehearses; never by itself, if it is not said.
+    pub every: Option<Duration>,
+    /// Where the scratch folder is made.
+    pub dir: Option<PathBuf>,
 }
 
 #[derive(Deserialize)]
@@ -75,6 +89,8 @@ struct File {
     retention: RetentionTable,
     #[serde(default)]
     segment: SegmentTable,
+    #[serde(default)]
+    drill: DrillTable,
 }
 
 #[derive(Deserialize)]
@@ -115,6 +131,7 @@ enum CaptureWay {
 struct BaselineTable {
     at: Option<String>,
     tz: Option<String>,
+    digests: Option<bool>,
 }
 
 #[derive(Deserialize, Default)]
@@ -122,6 +139,13 @@ struct BaselineTable {
 struct RetentionTable {
     days: Option<u32>,
     min_baselines: Option<usize>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+struct DrillTable {
+    every: Option<String>,
+    dir: Option<PathBuf>,
 }
 
 #[derive(Deserialize, Default)]
@@ -164,11 +188,11 @@ impl Config {
             None => host_zone(),
         };
         let mut sources = Vec::new();
+        let digests = file.baseline.digests.unwrap_or(BASELINE_DIGESTS);
         for table in &file.source {
-            sources.push(
-                source(table, path, &file.archive.dir)
-                    .map_err(|error| error.context(format!("source {:?}", table.name)))?,
-            );
+            let source = source(table, path, &file.archive.dir)
+                .map_err(|error| error.context(format!("source {:?}", table.name)))?;
+            sources.push(SourceOptions { digests, ..source });
         }
         for (index, source) in sources.iter().enumerate() {
             if sources.iter().take(index).any(|other| other.name == source.name) {
@@ -199,6 +223,7 @@ impl Config {
                 "segment: max_bytes and max_seconds are at least 1, level is 1 to 19",
             ));
         }
+        let every = file.drill.every.as_deref().map(parse_every).transpose()?;
         Ok(Self {
             path: path.to_owned(),
             archive: file.archive.dir,
@@ -207,6 +232,7 @@ impl Config {
             baseline_at,
             baseline_zone,
             retention: Policy { days, min_baselines },
+            drill: Drill { every, dir: file.drill.dir },
             sealing: Sealing { max_bytes, max_age: Duration::from_secs(max_seconds) },
             level,
         })
@@ -225,6 +251,26 @@ impl Config {
                 None => error.hint(format!("the sources are: {}", names.join(", "))),
             }
         })
+    }
+}
+
+/// Reads a span of time: `7d`, `12h`, `90m`.
+fn parse_every(text: &str) -> Result<Duration> {
+    let wrong = || {
+        Error::usage(format!("drill.every is no span of time: {text:?}"))
+            .hint("write it like every = \"7d\", \"12h\" or \"90m\"")
+    };
+    let (number, seconds) = match text.trim().split_at_checked(text.trim().len().saturating_sub(1))
+    {
+        Some((number, "d")) => (number, 86_400),
+        Some((number, "h")) => (number, 3_600),
+        Some((number, "m")) => (number, 60),
+        _ => return Err(wrong()),
+    };
+    let count: u64 = number.trim().parse().map_err(|_| wrong())?;
+    match count.checked_mul(seconds) {
+        Some(seconds @ 1..) => Ok(Duration::from_secs(seconds)),
+        _ => Err(wrong()),
     }
 }
 
@@ -282,6 +328,7 @@ fn source(table: &SourceTable, config: &Path, archive: &Path) -> Result<SourceOp
         databases: databases(table)?,
         aof: aof(table, archive)?,
         semi_sync,
+        digests: BASELINE_DIGESTS,
     })
 }
 
@@ -367,7 +414,7 @@ fn password(table: &SourceTable) -> Result<Option<Secret>> {
 
 /// A source's name is a folder of the archive and a part of object names.
 fn check_name(name: &str) -> Result<()> {
-    if names::is_usable(name) && name != names::MARKS {
+    if names::is_usable(name) && name != names::MARKS && name != names::DRILLS {
         return Ok(());
     }
     Err(Error::usage("the name is not usable as a folder name")
@@ -577,6 +624,21 @@ mod tests {
         for wrong in ["days = 0", "min_baselines = 0", "days = -1", "weeks = 2"] {
             assert_eq!(with(wrong).unwrap_err().class(), Class::Usage, "{wrong}");
         }
+    }
+
+    #[test]
+    fn drills_are_off_unless_it_is_said_how_often() {
+        let with = |table: &str| parse(&format!("{MINIMAL}\n[drill]\n{table}"));
+        assert_eq!(parse(MINIMAL).unwrap().drill, Drill::default());
+        for (text, hours) in [("7d", 168), ("12h", 12), ("120m", 2)] {
+            let config = with(&format!("every = \"{text}\"")).unwrap();
+            assert_eq!(config.drill.every, Some(Duration::from_hours(hours)));
+        }
+        for wrong in ["", "d", "0d", "-1d", "7", "7w", "99999999999999999999d", "é"] {
+            let error = with(&format!("every = \"{wrong}\"")).unwrap_err();
+            assert_eq!(error.class(), Class::Usage, "{wrong}");
+        }
+        assert_eq!(with("canary = true").unwrap_err().class(), Class::Usage, "not there yet");
     }
 
     #[test]

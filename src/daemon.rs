@@ -10,6 +10,7 @@ mod newest;
 mod auditing;
 mod pruning;
 mod setup;
+mod rehearsing;
 
 pub use pruning::ask_prune;
 
@@ -305,6 +306,9 @@ async fn run_while<T>(
         tasks.spawn(supervise(Arc::clone(&station), config.clone(), stopped.clone()));
         tasks.spawn(auditing::keep_hours(Arc::clone(&station), stopped.clone()));
         tasks.spawn(keep_baselines(station, config.clone(), asked, stopped.clone()));
+    }
+    if let (true, Some(every)) = (automatic, config.drill.every) {
+        tasks.spawn(rehearsing::rehearse(config.clone(), every, stopped.clone()));
     }
     tasks.spawn(serve(listener, root.clone(), stations.clone(), stopped));
     let result = working(stations.clone()).await;

@@ -112,6 +112,7 @@ async fn show(
         in_place: None,
         databases: vec![],
         clean: vec![],
+        inspect: false,
     };
     let report = restore::prepare(&options)?.run(&Arc::new(Progress::default())).await?;
     for source in &report.sources {

@@ -12,6 +12,7 @@ use crate::archive::{self, Archive};
 use crate::clock::{Timestamp, in_zone};
 use crate::config::Config;
 use crate::daemon::{self, SourceStatus, State};
+use crate::drill::{self, Verdict};
 use crate::engine::SourceOptions;
 use crate::engine::checkup::{self, Checkup, Finding, Level};
 use crate::error::{Class, Error, Result};
@@ -22,6 +23,9 @@ use std::time::Duration;
 
 /// How old the newest baseline may be: one is taken each day, and may take some hours.
 pub const BASELINE_AGE_MAX: Duration = Duration::from_hours(36);
+
+/// How long ago a drill may be until another one is due.
+pub const DRILL_AGE_MAX: Duration = Duration::from_hours(31 * 24);
 
 /// Over how much of the past the archive's growth is measured.
 const GROWTH_OVER: Duration = Duration::from_hours(7 * 24);
@@ -86,6 +90,7 @@ pub async fn doctor(config: &Config, sources: &[SourceOptions]) -> Report {
     if let Some(archive) = &archive {
         let holder = host::lock_holder(&config.archive.join(names::LOCK));
         findings.push(capturing(status.is_some(), holder, has_captured));
+        findings.push(rehearsed(archive, now, has_captured));
         let growth = growth(archive, sources, now, config.retention.days);
         findings.push(match host::free_bytes(&config.archive) {
             Ok(free) => host::judge_space(free, growth),
@@ -145,6 +150,33 @@ fn capturing(answers: bool, holder: Option<u32>, has_captured: bool) -> Finding 
             let why = "what is committed before the first baseline cannot be restored";
             Finding::new(Level::Note, CHECK, what, why).fix("pitr run")
         }
+    }
+}
+
+/// How the last drill went.
+fn rehearsed(archive: &Archive, now: Timestamp, has_captured: bool) -> Finding {
+    const CHECK: &str = "drill";
+    let why = "an archive that was never restored is a hope";
+    let past = match drill::last(archive) {
+        Ok(Some(past)) => past,
+        Ok(None) if !has_captured => return Finding::ok(CHECK, "there is nothing to rehearse yet"),
+        Ok(None) => {
+            let what = "no restore was ever rehearsed";
+            return Finding::new(Level::Note, CHECK, what, why)
+                .fix("pitr drill, or [drill] every = \"7d\" in the configuration");
+        }
+        Err(error) => return Finding::failed(Level::Warning, CHECK, &error, why),
+    };
+    let what = format!("the last one, begun {}, is {}", past.begun_at, past.verdict.word());
+    let fix = "pitr drill; the report is in the archive, under drills/";
+    match past.verdict {
+        Verdict::Failed => Finding::new(Level::Problem, CHECK, what, why).fix(fix),
+        Verdict::Inconclusive => Finding::new(Level::Warning, CHECK, what, why).fix(fix),
+        Verdict::Passed if now.since(past.begun_at) > DRILL_AGE_MAX => {
+            let why = "it says nothing of what was captured since";
+            Finding::new(Level::Note, CHECK, what, why).fix("pitr drill")
+        }
+        Verdict::Passed => Finding::ok(CHECK, what),
     }
 }
 

@@ -38,6 +38,7 @@ pub mod restore;
 pub mod verify;
 pub mod prune;
 pub mod export;
+pub mod drill;
 
 // The process around the verbs.
 pub mod config;

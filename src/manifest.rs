@@ -14,7 +14,7 @@ pub use hours::{
 use crate::clock::Timestamp;
 use crate::error::{Class, Context, Error, Result};
 use crate::position::Position;
-use crate::record::{Landmark, Server, TimeSource};
+use crate::record::{Contents, Landmark, Server, TimeSource};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -305,6 +305,9 @@ pub struct BaselineMeta {
     pub bytes_stored: u64,
     /// BLAKE3 digest (hex) of its file.
     pub digest: String,
+    /// What the source held at its place, counted beside the copy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub contents: Option<Contents>,
 }
 
 /// A small object's JSON as it stands on disk. A position that changed by one digit would lead a
@@ -588,6 +591,14 @@ pub mod names {
     /// The folder of named marks, which no source may be named after.
     pub const MARKS: &str = "marks";
 
+    /// The folder of reports of drills, which no source may be named after.
+    pub const DRILLS: &str = "drills";
+
+    /// The report of a drill. `kind` is `json` or `html`. Names sort as times do.
+    pub fn drill(begun_at: Timestamp, kind: &str) -> String {
+        format!("{DRILLS}/drill-{}.{kind}", begun_at.compact())
+    }
+
     /// A named mark.
     pub fn named_mark(name: &str) -> String {
         format!("{MARKS}/{name}.json")
@@ -671,6 +682,7 @@ pub mod names {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::record::TableContents;
 
     #[test]
     fn a_baseline_whose_json_changed_is_noticed() {
@@ -689,10 +701,19 @@ mod tests {
             bytes_raw: 3,
             bytes_stored: 2,
             digest: "d".into(),
+            contents: None,
         };
         let json = meta.encode().unwrap();
         assert_eq!(BaselineMeta::decode(&json).unwrap(), meta);
         let text = String::from_utf8(json).unwrap();
+        assert!(!text.contains("contents"), "as it was written before there were any");
+        let table = TableContents { name: "a.b".into(), rows: 7, digest: "x".into() };
+        let contents = Some(Contents { tables: vec![table], databases: vec![] });
+        let counted = BaselineMeta { contents, ..meta.clone() };
+        let json = counted.encode().unwrap();
+        assert_eq!(BaselineMeta::decode(&json).unwrap(), counted);
+        let changed = String::from_utf8(json).unwrap().replace("\"rows\": 7", "\"rows\": 8");
+        assert!(BaselineMeta::decode(changed.as_bytes()).is_err());
         for (from, to) in [("157", "158"), ("1-5", "1-6"), ("\"seal\": \"", "\"seal\": \"0")] {
             let changed = text.replacen(from, to, 1);
             assert_ne!(changed, text);

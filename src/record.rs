@@ -258,6 +258,41 @@ pub struct BaselineTaken {
     pub server: Server,
     /// What the file is, as the end of its name: `sql`, `rdb`.
     pub kind: &'static str,
+    /// What the source itself counted, in the snapshot that was copied.
+    pub contents: Option<Contents>,
+}
+
+/// What a server held at one moment. A restore is compared with it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Contents {
+    /// Tables of MySQL whose rows a snapshot holds: those of InnoDB.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tables: Vec<TableContents>,
+    /// Databases of Redis that have keys.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub databases: Vec<DatabaseContents>,
+}
+
+/// The rows of a table.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TableContents {
+    /// `schema.table`.
+    pub name: String,
+    /// Number of rows, those of the history of a system-versioned table included.
+    pub rows: u64,
+    /// Digest (hex) of the multiset of rows, each as the server stores it.
+    pub digest: String,
+}
+
+/// The keys of a database of Redis.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DatabaseContents {
+    /// Its number.
+    pub number: u32,
+    /// Number of keys; some may be past their expiry.
+    pub keys: u64,
+    /// Those that have an expiry.
+    pub expiring: u64,
 }
 
 /// A piece of an archived stream on its way back into a server.

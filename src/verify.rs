@@ -115,6 +115,11 @@ pub fn verify(options: &Options, step: &dyn Fn(u64, u64)) -> Result<Report> {
     for name in all {
         match name.split_once('/') {
             Some((folder, _)) if folder == names::MARKS => work.small(&name)?,
+            Some((folder, _)) if folder == names::DRILLS => {
+                if name.strip_suffix(".html").is_none() {
+                    work.small(&name)?;
+                }
+            }
             Some((source, _)) => sources.entry(source.to_owned()).or_default().push(name),
             None => work.top(name),
         }

@@ -74,13 +74,14 @@ fn behind_its_objects() -> (tempfile::TempDir, Archive) {
     let label = Label { source: "shop".into(), engine: EngineKind::Mysql, level: 1 };
     let mut pieces = vec![Ok(Bytes::from_static(b"copy"))].into_iter();
     let folder = archive.store().path("shop").unwrap();
-    let stored = Stored::write(&folder, 1, || pieces.next()).unwrap();
+    let stored = Stored::write(&folder, EngineKind::Mysql, 1, || pieces.next()).unwrap();
     let position = Position::new("log", 1500);
     let taken = BaselineTaken {
         position: position.clone(),
         at: at(3),
         server: Server::default(),
         kind: "sql",
+        contents: None,
     };
     stored.publish(&mut archive, &label, 1, &taken, position, at(3)).unwrap();
     drop(archive);

@@ -82,6 +82,7 @@ fn baseline(source: &str, secs: i64) -> BaselineMeta {
         bytes_raw: 10,
         bytes_stored: 5,
         digest: "d".into(),
+        contents: None,
     }
 }
 

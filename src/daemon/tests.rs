@@ -94,6 +94,7 @@ async fn what_breaks_a_capture_is_an_error_of_its_source_and_nobody_calls_it_str
             standbys: vec![],
             sample_every: Duration::from_millis(100),
             semi_sync: false,
+            digests: true,
             dump_command: None,
             databases: vec![],
             aof: None,

@@ -149,6 +149,11 @@ impl Sum {
         }
     }
 
+    /// How many were added.
+    pub(crate) fn elements(&self) -> u64 {
+        self.elements
+    }
+
     /// The hash of all elements added.
     pub(crate) fn hash(&self) -> Hash {
         let mut hasher = Hasher::new();

@@ -10,12 +10,14 @@
 //! [`Continuity::Broken`]: crate::record::Continuity::Broken
 
 mod endpoint;
+mod counter;
 pub mod checkup;
 mod expiry;
 mod guard;
 #[cfg(test)]
 mod mutate;
 mod private;
+pub mod inspect;
 mod keys;
 mod unfinished;
 pub mod decode;
@@ -27,6 +29,7 @@ mod tls;
 pub mod mysql;
 pub mod redis;
 
+pub use counter::Counter;
 pub use endpoint::{Endpoint, Secret, TlsMode, TlsOptions};
 pub(in crate::engine) use expiry::OUT_OF_THE_WAY_MS;
 pub use expiry::{Expired, Expiry, Ttl};
@@ -38,10 +41,11 @@ use crate::error::Result;
 use crate::manifest::{BaselineMeta, EngineKind, Setup};
 use crate::position::Position;
 use crate::record::{
-    Applied, BaselineTaken, Captured, Cut, OpenBaseline, OpenLog, Parse, Piece, Recalled, Server,
-    TimeSource,
+    Applied, BaselineTaken, Captured, Contents, Cut, OpenBaseline, OpenLog, Parse, Piece, Recalled,
+    Server, TimeSource,
 };
 use bytes::Bytes;
+use inspect::Check;
 use std::fmt;
 use std::future::Future;
 use std::path::PathBuf;
@@ -209,6 +213,26 @@ pub trait Target: Send + fmt::Debug {
         cut: &'a Cut,
     ) -> Work<'a, Applied>;
 
+    /// Whether everything is there to look at what is restored, besides what restores it.
+    ///
+    /// # Errors
+    /// Unavailable, if a tool is missing.
+    fn can_inspect<'a>(&'a mut self, _needs: &'a Needs) -> Work<'a, ()> {
+        Box::pin(async { Ok(()) })
+    }
+
+    /// After [`Target::load`]: what the target holds, counted as the source was. `None` if it
+    /// cannot be told.
+    fn contents<'a>(&'a mut self, _baseline: &'a BaselineMeta) -> Work<'a, Option<Contents>> {
+        Box::pin(async { Ok(None) })
+    }
+
+    /// Reads everything that is there. Asked for twice, before and after [`Target::finish`]: a
+    /// target looks when it can.
+    fn inspect(&mut self, _is_finished: bool) -> Work<'_, Vec<Check>> {
+        Box::pin(async { Ok(vec![]) })
+    }
+
     /// Makes the target a server of its own again, and checks that it holds what was applied.
     /// Says in a sentence what the check was.
     ///
@@ -285,6 +309,9 @@ pub struct SourceOptions {
     /// Commits of a MySQL source wait until the archive has them, where the source is set up for
     /// that.
     pub semi_sync: bool,
+    /// Baselines of a MySQL source carry row counts and digests, for which it reads all rows a
+    /// second time.
+    pub digests: bool,
     /// The program that dumps a MySQL source; found on PATH by default.
     pub dump_command: Option<String>,
     /// The only databases of a MySQL that a restore brings back, unless it is told otherwise; empty

@@ -25,6 +25,7 @@ fn baseline(timeline: u32, secs: i64, offset: u64) -> BaselineMeta {
         bytes_raw: 1,
         bytes_stored: 1,
         digest: String::new(),
+        contents: None,
     }
 }
 

@@ -111,12 +111,13 @@ impl Made {
         let label = Label { source: SOURCE.into(), engine: self.engine, level: 1 };
         let folder = self.archive.store().path(SOURCE).unwrap();
         let mut pieces = vec![Ok(Bytes::from(vec![7; 9000]))].into_iter();
-        let stored = Stored::write(&folder, 1, || pieces.next()).unwrap();
+        let stored = Stored::write(&folder, EngineKind::Mysql, 1, || pieces.next()).unwrap();
         let taken = BaselineTaken {
             position: self.place.clone(),
             at: at(self.hour),
             server: Server::default(),
             kind: "sql",
+            contents: None,
         };
         let (position, timeline, at) = (self.place.clone(), self.timeline, at(self.hour));
         stored.publish(&mut self.archive, &label, timeline, &taken, position, at).unwrap();

@@ -98,6 +98,7 @@ impl Archive {
             bytes_raw: 9,
             bytes_stored: 4,
             digest: "d".into(),
+            contents: None,
         };
         let name = format!("{}/{}", names::timeline(source, 1), meta.name);
         self.store.put_new(&name, b"four").unwrap();

@@ -19,6 +19,7 @@ mod report;
 use crate::archive::Archive;
 use crate::clock::Timestamp;
 use crate::durable;
+use crate::engine::inspect::compare;
 use crate::engine::{
     Apply, Destination, Endpoint, Expiry, Keys, Leftover, Meter, Needs, SourceOptions, Target,
     TargetOptions, Ttl, open_target,
@@ -72,6 +73,8 @@ pub struct Options {
     /// Names of sources whose targets are cleaned first, if an interrupted restore left them half
     /// filled.
     pub clean: Vec<String>,
+    /// Whether everything is read that was restored, for a rehearsal.
+    pub inspect: bool,
 }
 
 /// What a restore goes to.
@@ -201,6 +204,7 @@ pub struct Plan {
     keys: Keys,
     in_place: bool,
     clean: Vec<String>,
+    inspect: bool,
     store: Local,
     /// Nothing that was planned with is deleted meanwhile.
     _reading: Option<durable::Lock>,
@@ -276,6 +280,19 @@ impl Plan {
         Ok(report)
     }
 
+    /// Looks whether everything is there that the restore and the looks at it start.
+    ///
+    /// # Errors
+    /// Refused or unavailable, if not. Nothing was changed.
+    pub async fn fits(&self) -> Result<()> {
+        for job in &self.jobs {
+            let (mut target, _) = self.look_at(job, false).await?;
+            let needs = self.needs.get(&job.options.name).cloned().unwrap_or_default();
+            target.can_inspect(&needs).await?;
+        }
+        Ok(())
+    }
+
     /// Does it.
     ///
     /// # Errors
@@ -304,7 +321,7 @@ impl Plan {
             self.jobs.iter().zip(&mut targets).zip(report.sources.iter_mut().zip(versions))
         {
             let doing = || format!("restore {} into {}", job.options.name, job.target());
-            job.run(target.as_mut(), &self.store, done, progress)
+            job.run(target.as_mut(), &self.store, done, progress, self.inspect)
                 .await
                 .map_err(|error| error.context(doing()))?;
             done.target_version = version;
@@ -372,12 +389,21 @@ impl Job {
         store: &Local,
         report: &mut SourceReport,
         progress: &Arc<Progress>,
+        inspect: bool,
     ) -> Result<()> {
         let begun = Instant::now();
+        let mut looked = Duration::ZERO;
         let doing = format!("load {}", self.baseline.name);
         progress.begin_with(doing, self.baseline.bytes_raw, target.meter());
         target.load(&self.baseline, self.open_baseline(store, progress)).await?;
         report.seconds.baseline = begun.elapsed().as_secs_f64();
+        if inspect {
+            let looking = Instant::now();
+            progress.begin(format!("look at the baseline of {}", self.options.name), 0);
+            let held = target.contents(&self.baseline).await?;
+            report.inspection = compare(self.baseline.contents.as_ref(), held.as_ref());
+            looked += looking.elapsed();
+        }
 
         let replaying = Instant::now();
         let total = self.segments.iter().map(|segment| segment.totals.bytes_raw).sum();
@@ -386,9 +412,20 @@ impl Job {
         let applied = target.replay(&self.baseline, log, &self.cut).await?;
         report.seconds.replay = replaying.elapsed().as_secs_f64();
 
-        progress.begin(format!("check {}", self.options.name), 0);
-        report.checked = target.finish(&applied).await?;
-        report.check = "passed";
+        for is_finished in [false, true] {
+            if is_finished {
+                progress.begin(format!("check {}", self.options.name), 0);
+                report.checked = target.finish(&applied).await?;
+                report.check = "passed";
+            }
+            if inspect {
+                let looking = Instant::now();
+                progress.begin(format!("look at all of {}", self.options.name), 0);
+                report.inspection.extend(target.inspect(is_finished).await?);
+                looked += looking.elapsed();
+            }
+        }
+        report.seconds.inspection = looked.as_secs_f64();
         report.seconds.total = begun.elapsed().as_secs_f64();
         report.fill(applied);
         Ok(())

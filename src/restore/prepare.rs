@@ -58,6 +58,7 @@ pub fn prepare(options: &Options) -> Result<Plan> {
         keys: options.keys.clone(),
         in_place: options.in_place.is_some(),
         clean: options.clean.clone(),
+        inspect: options.inspect,
         store: archive.store().clone(),
         _reading: reading,
     };

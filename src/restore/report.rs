@@ -4,6 +4,7 @@
 
 use super::Job;
 use crate::clock::Timestamp;
+use crate::engine::inspect::Check;
 use crate::engine::{Expired, Way};
 use crate::manifest::{EngineKind, Module, StoredSetup};
 use crate::record::{Applied, Cut, Landing};
@@ -117,6 +118,9 @@ pub struct SourceReport {
     /// What the check compared.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub checked: String,
+    /// What a rehearsal found besides.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub inspection: Vec<Check>,
 }
 
 /// What a source was besides its data, in a [`SourceReport`].
@@ -175,8 +179,16 @@ pub struct Seconds {
     pub baseline: f64,
     /// Replaying the log.
     pub replay: f64,
+    /// Looking at what was restored, in a rehearsal.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub inspection: f64,
     /// Everything.
     pub total: f64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde wants it so")]
+fn is_zero(seconds: &f64) -> bool {
+    *seconds == 0.0
 }
 
 impl SourceReport {
@@ -238,6 +250,7 @@ impl Job {
             seconds: Seconds::default(),
             check: "planned",
             checked: String::new(),
+            inspection: vec![],
         }
     }
 }

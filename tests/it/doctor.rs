@@ -119,7 +119,7 @@ async fn where_all_is_well_nothing_is_found_and_nothing_is_changed() {
         running.expect(Some(source), &[("capture", "ok"), ("baseline", "ok"), ("window", "ok")]);
     }
     let text = pitr.run(&["doctor"]).await.ok().stdout;
-    assert!(text.ends_with("0 problems, 0 warnings, 1 note\n"), "{text}");
+    assert!(text.ends_with("0 problems, 0 warnings, 2 notes\n"), "{text}");
 
     daemon.signal("STOP");
     let frozen = Seen::look(&pitr).await;

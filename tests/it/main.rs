@@ -28,6 +28,7 @@ mod daemon;
 mod damage;
 mod digest;
 mod doctor;
+mod drill;
 mod events;
 mod export;
 mod gtidless;

@@ -109,6 +109,7 @@ async fn taken(source: &Mysqld, series: Series) -> (Taken, usize, usize) {
         bytes_raw: bytes.len() as u64,
         bytes_stored: 0,
         digest: String::new(),
+        contents: None,
     };
     let count = |what: &str| said.matches(what).count();
     (Taken { meta, bytes }, count("WITH READ LOCK"), count("BACKUP STAGE BLOCK_DDL"))

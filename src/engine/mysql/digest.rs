@@ -12,6 +12,7 @@
 
 use crate::engine::digest::{Digest, Sum, put};
 use crate::error::{Context, Error, Result};
+use crate::record::{Contents, TableContents};
 use blake3::Hasher;
 use mysql_async::prelude::Queryable;
 use mysql_async::{Conn, Row, Value};
@@ -34,6 +35,38 @@ pub async fn digest(conn: &mut Conn) -> Result<Digest> {
     }
     run(conn, "COMMIT").await?;
     Ok(digest)
+}
+
+/// Digests the rows of every InnoDB table of `schemas`, in whatever transaction is open on `conn`:
+/// in its snapshot, if it has one. The session's settings and its default schema are changed.
+///
+/// # Errors
+/// Unavailable, if the server cannot be asked, or a definition is newer than the snapshot.
+pub(super) async fn contents(conn: &mut Conn, schemas: &[String]) -> Result<Contents> {
+    const TABLES: &str = "SELECT table_name, table_type FROM information_schema.tables WHERE \
+         table_type IN ('BASE TABLE', 'SYSTEM VERSIONED') AND engine = 'InnoDB' AND table_schema = ";
+    prepare(conn).await?;
+    let mut contents = Contents::default();
+    for schema in schemas {
+        for pair in names(conn, TABLES, &[schema]).await?.chunks_exact(2) {
+            let [table, kind] = pair else { continue };
+            let full = format!("{}.{}", quote(schema), quote(table));
+            let query = rows_query(conn, schema, table, &full, kind).await?;
+            let sum = sum_rows(conn, &query).await?;
+            contents.tables.push(TableContents {
+                name: format!("{schema}.{table}"),
+                rows: sum.elements(),
+                digest: sum.hash().to_hex().to_string(),
+            });
+        }
+    }
+    contents.tables.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(contents)
+}
+
+/// All schemas that are not the server's own.
+pub(super) async fn schemas(conn: &mut Conn) -> Result<Vec<String>> {
+    names(conn, SCHEMAS, &[]).await
 }
 
 /// Digests the accounts and roles with their grants, except for those of the server itself.

@@ -62,6 +62,7 @@ mod check;
 mod dump;
 mod events;
 mod half;
+mod inspect;
 mod load;
 mod merge;
 mod only;

@@ -23,14 +23,15 @@ use super::serve::{Identity, ReplaySource};
 use super::server::{LARGEST_PACKET, ScratchServer, Setup};
 use super::settings::{Globals, set_global};
 use super::walk::Program;
-use super::{ask, baseline, check, only, preflight, replay, sql, standing, tools};
+use super::{ask, baseline, check, digest, inspect, only, preflight, replay, sql, standing, tools};
 use crate::durable;
+use crate::engine::inspect::Check;
 use crate::engine::{
     self, Apply, Endpoint, Meter, Needs, Target, TargetOptions, Work, tls, unfinished,
 };
 use crate::error::{Class, Context, Error, Result};
 use crate::manifest::BaselineMeta;
-use crate::record::{Applied, Cut, OpenBaseline, OpenLog, Server};
+use crate::record::{Applied, Contents, Cut, OpenBaseline, OpenLog, Server};
 use mysql_async::Conn;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -629,6 +630,24 @@ impl Target for MysqlTarget {
         cut: &'a Cut,
     ) -> Work<'a, Applied> {
         Box::pin(self.replay_log(baseline, log, cut))
+    }
+
+    fn contents<'a>(&'a mut self, _baseline: &'a BaselineMeta) -> Work<'a, Option<Contents>> {
+        Box::pin(async move {
+            let mut conn = self.connect().await?;
+            let schemas = digest::schemas(&mut conn).await?;
+            digest::contents(&mut conn, &schemas).await.map(Some)
+        })
+    }
+
+    fn inspect(&mut self, is_finished: bool) -> Work<'_, Vec<Check>> {
+        Box::pin(async move {
+            // Then its server is gone.
+            if is_finished {
+                return Ok(vec![]);
+            }
+            inspect::inspect(&mut self.connect().await?).await
+        })
     }
 
     fn finish<'a>(&'a mut self, applied: &'a Applied) -> Work<'a, String> {

@@ -41,7 +41,7 @@ pub(super) async fn take(source: &RedisSource, out: mpsc::Sender<Bytes>) -> Resu
     }
     let fields = transfer.finish()?;
     let position = position(&fields, replid, offset)?;
-    Ok(BaselineTaken { position, at, server, kind: "rdb" })
+    Ok(BaselineTaken { position, at, server, kind: "rdb", contents: None })
 }
 
 /// The place of a full copy: as FULLRESYNC says, with the database that the file names.

@@ -20,12 +20,13 @@ use super::client::encode;
 use super::rdb;
 use super::replay::Replay;
 use super::resp::{Kind, Scanner};
-use super::{examine, setup, walk};
+use super::{examine, inspect, scratch, setup, walk};
 use crate::durable;
+use crate::engine::inspect::Check;
 use crate::engine::{Expired, Needs, Target, TargetOptions, Ttl, Work, unfinished};
 use crate::error::{Class, Context, Error, Result};
 use crate::manifest::{BaselineMeta, Setup};
-use crate::record::{Applied, Cut, OpenBaseline, OpenLog, Server};
+use crate::record::{Applied, Contents, Cut, OpenBaseline, OpenLog, Server};
 use bytes::Bytes;
 use std::fmt::Write as _;
 use std::io::{ErrorKind, Read};
@@ -62,13 +63,16 @@ pub struct RedisFolder {
     databases: u32,
     setup: Option<Setup>,
     unknown_commands: Vec<String>,
+    /// Of the server that was captured.
+    version: String,
 }
 
 impl RedisFolder {
     /// The folder `dir`, which must not exist or be empty.
     pub fn new(options: TargetOptions, dir: PathBuf) -> Self {
-        let databases = DATABASES_MIN;
-        Self { options, dir, increments: 0, databases, setup: None, unknown_commands: vec![] }
+        let (increments, databases, setup) = (0, DATABASES_MIN, None);
+        let (unknown_commands, version) = (vec![], String::new());
+        Self { options, dir, increments, databases, setup, unknown_commands, version }
     }
 
     /// Takes what the source was besides its data.
@@ -271,6 +275,7 @@ impl Target for RedisFolder {
         Box::pin(async move {
             self.check_fresh()?;
             self.is_to_be(needs.setup.as_ref());
+            self.version.clone_from(&needs.version);
             // No server is there yet: the files are those of the version captured.
             Ok(Server { version: needs.version.clone(), ..Server::default() })
         })
@@ -314,6 +319,30 @@ impl Target for RedisFolder {
         cut: &'a Cut,
     ) -> Work<'a, Applied> {
         Box::pin(self.write_increments(baseline, log, cut))
+    }
+
+    fn can_inspect<'a>(&'a mut self, needs: &'a Needs) -> Work<'a, ()> {
+        Box::pin(async { scratch::program_for(&needs.version, None).await.map(drop) })
+    }
+
+    fn contents<'a>(&'a mut self, _baseline: &'a BaselineMeta) -> Work<'a, Option<Contents>> {
+        Box::pin(async {
+            let dir = std::path::absolute(self.append_dir())
+                .unavailable(|| format!("find folder {}", self.dir.display()))?;
+            inspect::count(&self.version, &dir, BASE).await.map(Some)
+        })
+    }
+
+    fn inspect(&mut self, is_finished: bool) -> Work<'_, Vec<Check>> {
+        Box::pin(async move {
+            // A server that runs on it writes into it.
+            if !is_finished {
+                return Ok(vec![]);
+            }
+            let dir = std::path::absolute(&self.dir)
+                .unavailable(|| format!("find folder {}", self.dir.display()))?;
+            inspect::inspect(&self.version, &dir, self.databases).await
+        })
     }
 
     fn finish<'a>(&'a mut self, applied: &'a Applied) -> Work<'a, String> {

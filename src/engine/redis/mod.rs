@@ -50,6 +50,7 @@ mod folder;
 mod scratch;
 mod state;
 mod part;
+mod inspect;
 mod checkup;
 
 pub use aof::AofSource;
@@ -67,7 +68,7 @@ use super::{Hold, Located, Placed, Source, SourceOptions, Work};
 use crate::error::Result;
 use crate::manifest::Setup;
 use crate::position::Position;
-use crate::record::{BaselineTaken, Captured, Parse, Piece};
+use crate::record::{BaselineTaken, Captured, Contents, Parse, Piece};
 use bytes::Bytes;
 use follow::Chosen;
 use std::sync::{Mutex, PoisonError};
@@ -101,6 +102,11 @@ impl RedisSource {
             None => follow::choose(&self.options, None).await,
         }
     }
+}
+
+/// Counts the keys of a full copy, which comes in pieces. Not for a thread of the runtime.
+pub(in crate::engine) fn count(pieces: mpsc::Receiver<Result<Bytes>>) -> Result<Contents> {
+    walk::flow::count(pieces)
 }
 
 /// Reads an archived stream command by command.

@@ -189,8 +189,13 @@ async fn join(
     }
     let position = baseline::position(&transfer.check().fields()?, replid, offset)?;
     let (sender, pieces) = mpsc::channel(PIECES_WAITING);
-    let taken =
-        BaselineTaken { position: position.clone(), at, server: server.clone(), kind: "rdb" };
+    let taken = BaselineTaken {
+        position: position.clone(),
+        at,
+        server: server.clone(),
+        kind: "rdb",
+        contents: None,
+    };
     if out.send(Captured::Baseline { taken, pieces }).await.is_err() {
         return Ok(None);
     }

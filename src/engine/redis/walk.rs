@@ -16,6 +16,7 @@ mod listpack;
 
 use super::rdb::Crc64;
 use crate::error::{Class, Error, Result};
+use std::collections::BTreeMap;
 use std::io::{BufRead, Read, Write};
 
 /// RDB versions of Redis whose forms are known: those of Redis 6.2 to 8.4.
@@ -27,7 +28,7 @@ const VALKEY_KNOWN: u32 = 80;
 const LISTPACK_BYTES_MAX: u64 = 64 << 20;
 
 /// What an RDB file holds.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Survey {
     /// The highest database that has a key.
     pub(super) db_max: u32,
@@ -35,6 +36,8 @@ pub(super) struct Survey {
     pub(super) keys: u64,
     /// Keys and fields with an expiry.
     pub(super) expiries: u64,
+    /// Of each database: keys, and those of them that have an expiry.
+    pub(super) databases: BTreeMap<u32, (u64, u64)>,
 }
 
 /// Walks a whole file from `from` and writes it to `to`, with `by_ms` added to every expiry and
@@ -153,8 +156,11 @@ impl<R: BufRead, W: Write> Walk<R, W> {
     fn file(&mut self) -> Result<()> {
         self.head()?;
         let mut db = 0;
+        // Whether the next key has an expiry.
+        let mut expires = false;
         loop {
             let mark = self.take_byte()?;
+            expires |= matches!(mark, opcode::EXPIRE_MS | opcode::EXPIRE_SECS);
             match mark {
                 opcode::EXPIRE_MS => {
                     let at = i64::from_le_bytes(self.take()?);
@@ -186,6 +192,9 @@ impl<R: BufRead, W: Write> Walk<R, W> {
                     self.string()?;
                     self.value(kind)?;
                     self.survey.keys += 1;
+                    let count = self.survey.databases.entry(db).or_default();
+                    count.0 += 1;
+                    count.1 += u64::from(std::mem::take(&mut expires));
                     self.survey.db_max = self.survey.db_max.max(db);
                 }
             }

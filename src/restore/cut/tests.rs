@@ -97,6 +97,7 @@ fn baseline(archive: &Archive, offset: u64) -> BaselineMeta {
         bytes_raw: 0,
         bytes_stored: 0,
         digest: String::new(),
+        contents: None,
     }
 }
 

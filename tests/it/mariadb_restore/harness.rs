@@ -109,6 +109,7 @@ pub(crate) async fn dumped(source: &Mysqld, series: Series) -> Taken {
         bytes_raw: text.len() as u64,
         bytes_stored: 0,
         digest: String::new(),
+        contents: None,
     };
     Taken { meta, bytes: text }
 }

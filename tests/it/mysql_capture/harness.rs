@@ -37,6 +37,7 @@ pub(super) fn source_at(endpoint: Endpoint) -> Arc<MysqlSource> {
         aof: None,
         databases: vec![],
         semi_sync: false,
+        digests: true,
     }))
 }
 

@@ -55,6 +55,7 @@ pub(crate) fn source_options(url: &str) -> SourceOptions {
         aof: None,
         databases: vec![],
         semi_sync: false,
+        digests: true,
     }
 }
 
@@ -93,6 +94,7 @@ pub(crate) async fn baseline(source: &Mysqld) -> Taken {
         bytes_raw: bytes.len() as u64,
         bytes_stored: 0,
         digest: String::new(),
+        contents: None,
     };
     Taken { meta, bytes }
 }

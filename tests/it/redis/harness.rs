@@ -75,6 +75,7 @@ impl Kept {
             bytes_raw: bytes.len() as u64,
             bytes_stored: 0,
             digest: String::new(),
+            contents: None,
         };
         (meta, bytes)
     }
@@ -170,6 +171,7 @@ pub(super) fn source(endpoint: Endpoint) -> RedisSource {
         aof: None,
         databases: vec![],
         semi_sync: false,
+        digests: true,
     })
 }
 

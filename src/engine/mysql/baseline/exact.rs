@@ -11,13 +11,14 @@
 //! bounded by the largest row.
 
 use super::super::accounts::identifier;
-use super::super::{ask, sql};
+use super::super::{ask, digest, sql};
 use super::place::LogEnd;
 use super::quiet::snapshot_place;
 use super::splice::{Care, Name};
 use super::{PIECE_BYTES, send};
 use crate::engine::Endpoint;
 use crate::error::{Context, Error, Result};
+use crate::record::Contents;
 use bytes::{Bytes, BytesMut};
 use mysql_async::prelude::Queryable;
 use mysql_async::{Conn, Row, Value};
@@ -57,6 +58,10 @@ struct Column {
 pub(super) struct Exact {
     conn: Conn,
     tables: BTreeMap<Name, Table>,
+    /// The schemas that are dumped.
+    schemas: Vec<String>,
+    /// Whether the snapshot is open.
+    is_open: bool,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -79,7 +84,7 @@ impl Exact {
         ask::keep_open(&mut conn).await?;
         prepare(&mut conn).await?;
         let tables = tables(&mut conn, schemas).await?;
-        Ok(Self { conn, tables })
+        Ok(Self { conn, tables, schemas: schemas.to_vec(), is_open: false })
     }
 
     /// Opens the snapshot, or a new one.
@@ -93,7 +98,27 @@ impl Exact {
         ] {
             ask::run(&mut self.conn, statement, opening).await?;
         }
+        self.is_open = true;
         Ok(())
+    }
+
+    /// Ends the snapshot, which is not of the instant of the others.
+    pub(super) async fn close(&mut self) -> Result<()> {
+        self.is_open = false;
+        ask::run(&mut self.conn, "ROLLBACK", || "end a snapshot".into()).await
+    }
+
+    /// Counts and digests all rows in the snapshot, after everything else was read. A baseline
+    /// without this is as good: `None` if there is no snapshot, or somebody changed a definition.
+    pub(super) async fn contents(mut self) -> Option<Contents> {
+        if !self.is_open {
+            return None;
+        }
+        let counted = digest::contents(&mut self.conn, &self.schemas).await;
+        let counted = counted.inspect_err(|error| {
+            tracing::warn!("the baseline is stored without the digests of its tables: {error}");
+        });
+        counted.ok()
     }
 
     /// The place of the snapshot, on a server that tells it.

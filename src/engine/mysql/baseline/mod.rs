@@ -47,7 +47,7 @@ use crate::clock::Timestamp;
 use crate::engine::SourceOptions;
 use crate::error::{Class, Context, Error, Result};
 use crate::position::Position;
-use crate::record::{BaselineTaken, Server};
+use crate::record::{BaselineTaken, Contents, Server};
 use beneath::Beneath;
 use bytes::{Bytes, BytesMut};
 use exact::Exact;
@@ -226,7 +226,8 @@ impl<'a> Work<'a> {
                 "`databases` names {name}, which is not there: a restore to now would fail"
             );
         }
-        Ok(Attempt::Taken(self.taken(&place, after.now)))
+        let contents = if self.options.digests { exact.contents().await } else { None };
+        Ok(Attempt::Taken(self.taken(&place, after.now, contents)))
     }
 
     /// Opens all snapshots at one instant.
@@ -275,17 +276,24 @@ impl<'a> Work<'a> {
         exact: &mut Exact,
     ) -> Result<Option<(LogEnd, (Dump<'a>, BytesMut))>> {
         let Some(mut quiet) = Quiet::take(&self.options.endpoint).await? else { return Ok(None) };
-        for _ in 0..quiet::TRIES {
+        for left in (0..quiet::TRIES).rev() {
             let (told, nothing_prepared) = quiet.before().await?;
             if !nothing_prepared {
                 return Ok(None);
             }
-            if exact.has_rows() {
+            let needed = exact.has_rows();
+            if needed || self.options.digests {
                 exact.snapshot().await?;
             }
             let dump = self.started(before, true).await?;
             let place = quiet::written_place(&dump.1)?;
-            let is_one = !exact.has_rows() || exact.place().await?.as_ref() == Some(&place);
+            let mut is_one =
+                !needed && !self.options.digests || exact.place().await?.as_ref() == Some(&place);
+            if !is_one && !needed && left == 0 {
+                // Digests are not worth a lock.
+                exact.close().await?;
+                is_one = true;
+            }
             if is_one && quiet.nothing_was_prepared(&told).await? {
                 quiet.release().await?;
                 return Ok(Some((place, dump)));
@@ -327,12 +335,13 @@ impl<'a> Work<'a> {
         send(self.out, bytes).await
     }
 
-    fn taken(&self, position: &LogEnd, at: Timestamp) -> BaselineTaken {
+    fn taken(&self, position: &LogEnd, at: Timestamp, contents: Option<Contents>) -> BaselineTaken {
         BaselineTaken {
             position: Position::new(position.file.clone(), position.offset),
             at,
             server: self.server.clone(),
             kind: "sql",
+            contents,
         }
     }
 }

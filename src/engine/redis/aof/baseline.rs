@@ -79,7 +79,13 @@ pub(super) async fn take(source: &AofSource, out: mpsc::Sender<Bytes>) -> Result
     // The second in which it was begun was not over: the last record in it may be of its end.
     let made = Timestamp::from_secs(ctime).after(Duration::from_secs(1));
     let at = made.max(timed_from(source, &increment, tails).await?);
-    Ok(BaselineTaken { position: Position::new(increment, 0), at, server, kind: "rdb" })
+    Ok(BaselineTaken {
+        position: Position::new(increment, 0),
+        at,
+        server,
+        kind: "rdb",
+        contents: None,
+    })
 }
 
 /// The earliest instant for which the records of `increment`, or of a file behind it, are timed.

@@ -179,13 +179,15 @@ fn valkey(at: i64) -> Vec<u8> {
 
 #[test]
 fn every_form_is_walked_over_and_only_expiries_move() {
-    let survey = Survey { db_max: 11, keys: 16, expiries: 3 };
+    let databases = [(0, (14, 1)), (11, (2, 0))].into();
+    let survey = Survey { db_max: 11, keys: 16, expiries: 3, databases };
     assert_eq!(walked(&redis(AT), 0).unwrap(), (redis(AT), survey));
     for by in [1, -1, 3_600_000, 1 - AT, 1 << 41] {
         assert_eq!(walked(&redis(AT), by).unwrap().0, redis(AT + by), "{by}");
         assert_eq!(walked(&valkey(AT), by).unwrap().0, valkey(AT + by), "{by}");
     }
-    let survey = Survey { db_max: 3, keys: 1, expiries: 1 };
+    let databases = [(3, (1, 0))].into();
+    let survey = Survey { db_max: 3, keys: 1, expiries: 1, databases };
     assert_eq!(walked(&valkey(AT), 0).unwrap().1, survey);
 }
 
