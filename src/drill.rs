@@ -181,9 +181,11 @@ pub async fn drill(options: &Options, progress: &Arc<Progress>) -> Result<Report
 impl Report {
     async fn rehearse(&mut self, options: &Options, progress: &Arc<Progress>) -> Result<()> {
         let scratch = Scratch::create(options.scratch.as_deref())?;
+        // Everything: what a restore keeps by default is another question.
+        let whole = |source: &SourceOptions| SourceOptions { databases: vec![], ..source.clone() };
         let planned = restore::prepare(&restore::Options {
             archive: options.archive.clone(),
-            sources: options.sources.clone(),
+            sources: options.sources.iter().map(whole).collect(),
             configured: options.configured.clone(),
             to: Goal::Instant(self.to),
             targets: BTreeMap::new(),

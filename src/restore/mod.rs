@@ -286,7 +286,7 @@ impl Plan {
     /// Refused or unavailable, if not. Nothing was changed.
     pub async fn fits(&self) -> Result<()> {
         for job in &self.jobs {
-            let (mut target, _) = self.look_at(job, false).await?;
+            let (mut target, _) = self.look_at(job, Leftover::Look).await?;
             let needs = self.needs.get(&job.options.name).cloned().unwrap_or_default();
             target.can_inspect(&needs).await?;
         }

@@ -168,7 +168,7 @@ async fn check_mysql(
         check_no_source(conn, "SHOW REPLICAS", at).await?;
     }
     let way = Way::choose(asked, &facts, at)?;
-    if !way.sql {
+    if !way.is_sql() {
         check_server_id(server_id, needs, "SET PERSIST", at)?;
         settings.check_gtids(at, needs)?;
     }
@@ -217,14 +217,14 @@ async fn check_maria(
         check_no_source(conn, "SHOW REPLICA HOSTS", at).await?;
     }
     let way = Way::choose(asked, &facts, at)?;
-    if way.sql && source.number < OLDEST_AS_STATEMENTS {
+    if way.is_sql() && source.number < OLDEST_AS_STATEMENTS {
         return Err(Error::refused(format!(
             "{at}: the log of a MariaDB before 10.11 does not tell all that its statements \
              depend on: it is not applied as SQL"
         ))
         .hint("restore with --apply native, which needs ALL ON *.* on the target"));
     }
-    if !way.sql {
+    if !way.is_sql() {
         check_server_id(server_id, needs, "SET GLOBAL", at)?;
     }
     check_maria_settings(&settings, &way, at)?;

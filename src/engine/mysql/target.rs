@@ -126,7 +126,7 @@ impl MysqlTarget {
 
     /// Whether the target replicates by places in the log, as not all transactions have GTIDs.
     fn by_place(&self) -> bool {
-        self.family == Family::MySql && self.needs.anonymous && !self.way.sql
+        self.family == Family::MySql && self.needs.anonymous && !self.way.is_sql()
     }
 
     /// A new connection, whatever settings the server gives to new ones.
@@ -188,7 +188,7 @@ impl MysqlTarget {
                     self.globals.half = Some(half);
                     self.whole = whole;
                 }
-                if !self.way.sql && self.listen().ip().is_loopback() {
+                if !self.way.is_sql() && self.listen().ip().is_loopback() {
                     preflight::same_host(endpoint).await?;
                 }
                 self.session = Some(conn);
@@ -325,12 +325,12 @@ impl MysqlTarget {
         let base: Executed = baseline.position.gtids.parse()?;
         let events = States::read(conn).await?;
         let by_place = self.by_place();
-        let merge = self.way.merge;
+        let merge = self.way.is_merged();
         let mut program = Program { log, cut: cut.clone(), base, events, by_place, merge };
         if family == Family::MariaDb {
             program.find_place().await?;
         }
-        if self.way.sql {
+        if self.way.is_sql() {
             return self.apply_as_sql(&program).await;
         }
         let mut taken = self.needs.origins.clone();
@@ -427,7 +427,7 @@ impl MysqlTarget {
         let (running, by_place) = (matches!(self.place, Place::Running(_)), self.by_place());
         let conn = self.session.as_mut().ok_or_else(|| Error::bug("no connection"))?;
         let globals = &mut self.globals;
-        globals.for_replay(conn, self.family, running, by_place, self.way.merge).await
+        globals.for_replay(conn, self.family, running, by_place, self.way.is_merged()).await
     }
 
     /// Where to listen for the target: where only this host gets to, unless told otherwise.
@@ -607,11 +607,7 @@ impl Target for MysqlTarget {
     }
 
     fn way(&self) -> Option<engine::Way> {
-        let apply = match (self.way.sql, self.way.merge) {
-            (true, _) => "sql",
-            (false, true) => "merged",
-            (false, false) => "native",
-        };
+        let apply = self.way.by.word();
         Some(engine::Way { apply, why: self.way.why.clone() })
     }
 

@@ -33,13 +33,33 @@ const SUPER: &str = "SUPER";
 /// What sets those of a MySQL.
 const SYSTEM_VARIABLES_ADMIN: &str = "SYSTEM_VARIABLES_ADMIN";
 
+/// What the log goes through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in super::super) enum By {
+    /// The target's own applier.
+    Applier,
+    /// The same, which gets small transactions merged.
+    ApplierMerged,
+    /// An ordinary connection, as statements.
+    Statements,
+}
+
+impl By {
+    /// As `--apply` and reports have it.
+    pub(in super::super) fn word(self) -> &'static str {
+        match self {
+            Self::Applier => "native",
+            Self::ApplierMerged => "merged",
+            Self::Statements => "sql",
+        }
+    }
+}
+
 /// Which way, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in super::super) struct Way {
-    /// Whether the log is applied as statements.
-    pub(in super::super) sql: bool,
-    /// Whether the target's own applier gets small transactions merged.
-    pub(in super::super) merge: bool,
+    /// How the log gets in.
+    pub(in super::super) by: By,
     /// Whether global variables can be set, and with them the GTIDs of the baseline.
     pub(in super::super) admin: bool,
     /// Whether transactions keep their GTIDs.
@@ -75,14 +95,24 @@ impl Facts {
 }
 
 impl Way {
+    /// Whether the log is applied as statements.
+    pub(in super::super) fn is_sql(&self) -> bool {
+        self.by == By::Statements
+    }
+
+    /// Whether small transactions are merged.
+    pub(in super::super) fn is_merged(&self) -> bool {
+        self.by == By::ApplierMerged
+    }
+
     /// Through the target's own applier.
     pub(in super::super) fn native(why: &str) -> Self {
-        Self { sql: false, merge: false, admin: true, gtids: true, why: why.into() }
+        Self { by: By::Applier, admin: true, gtids: true, why: why.into() }
     }
 
     /// The same, with small transactions merged.
     pub(in super::super) fn merged() -> Self {
-        Self { merge: true, ..Self::native("it was asked for") }
+        Self { by: By::ApplierMerged, ..Self::native("it was asked for") }
     }
 
     /// Decides for the server at `at`.
@@ -123,7 +153,7 @@ impl Way {
             .hint("set event_scheduler = OFF on the target for the time of the restore"));
         }
         let gtids = facts.has_gtids && !facts.anonymous;
-        Ok(Self { sql: true, merge: false, admin, gtids, why: sql })
+        Ok(Self { by: By::Statements, admin, gtids, why: sql })
     }
 }
 
@@ -162,9 +192,9 @@ mod tests {
             scheduler_on,
         };
         let chosen = Way::choose(asked, &facts, "db");
-        assert_eq!(chosen.as_ref().ok().map(|way| (way.sql, way.admin)), way);
+        assert_eq!(chosen.as_ref().ok().map(|way| (way.is_sql(), way.admin)), way);
         assert!(
-            chosen.as_ref().is_ok_and(|way| way.merge) == (asked == Apply::Merged && way.is_some())
+            chosen.as_ref().is_ok_and(Way::is_merged) == (asked == Apply::Merged && way.is_some())
         );
         assert!(chosen.err().is_none_or(|error| error.class() == Class::Refused));
     }
