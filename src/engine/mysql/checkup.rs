@@ -12,7 +12,7 @@ use crate::engine::checkup::{Checkup, Finding, Level, OUTAGE, encryption, skew, 
 use crate::engine::{Endpoint, Needs, SourceOptions};
 use crate::error::{Class, Result};
 use futures_util::future::join_all;
-use mysql_async::{Conn, Row};
+use mysql_async::Conn;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -222,21 +222,14 @@ impl Look {
 /// What the log leaves out.
 async fn filters(conn: &mut Conn, peer: &str, flavor: Flavor) -> Result<Vec<Finding>> {
     const CHECK: &str = "binlog_filters";
-    let status: Vec<Row> = sql::rows(conn, peer, join::status_words(flavor)).await?;
-    let set: Vec<(&str, String)> = [("binlog_do_db", 2), ("binlog_ignore_db", 3)]
-        .into_iter()
-        .filter_map(|(name, column)| {
-            let value: String = status.first()?.get_opt(column)?.ok()?;
-            (!value.is_empty()).then_some((name, value))
-        })
-        .collect();
+    let set = join::filters(conn, peer, join::status_words(flavor)).await?;
     if set.is_empty() {
         return Ok(vec![Finding::ok(CHECK, "all databases are logged")]);
     }
     let found = |(name, value): (&str, String)| {
         let what = format!("{name} = {value}: not all databases are logged");
-        let why = "what is not in the log is restored as it was at the baseline, without a sign \
-                   that it is older than the rest";
+        let why = "what is not in the log could only be restored as it was at the baseline, so \
+                   such a server is not captured";
         let fix = format!("take {name} out of the server's configuration and restart it");
         Finding::new(Level::Problem, CHECK, what, why).fix(fix)
     };

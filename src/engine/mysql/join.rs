@@ -90,6 +90,7 @@ pub(crate) async fn look(conn: &mut Conn, peer: &str) -> Result<Facts> {
     }
     let identity = identity(conn, peer, flavor).await?;
     let status = status_words(flavor);
+    check_filters(conn, peer, status).await?;
     let current = end_of_log(conn, peer, status).await?;
     // The list is read after the current file, so it has that one, unless it was purged since.
     let files: Vec<Row> = sql::rows(conn, peer, "SHOW BINARY LOGS").await?;
@@ -122,6 +123,32 @@ pub(crate) async fn look(conn: &mut Conn, peer: &str) -> Result<Facts> {
 pub(super) fn status_words(flavor: Flavor) -> &'static str {
     let new_words = !flavor.is_maria() && flavor.number >= NEW_WORDS;
     if new_words { "SHOW BINARY LOG STATUS" } else { "SHOW MASTER STATUS" }
+}
+
+/// Databases that a server was told to log, or not to: each setting with what it names.
+pub(super) async fn filters(
+    conn: &mut Conn,
+    peer: &str,
+    status: &str,
+) -> Result<Vec<(&'static str, String)>> {
+    let row: Row = sql::row(conn, peer, status).await?;
+    let columns = [("binlog_do_db", "Binlog_Do_DB"), ("binlog_ignore_db", "Binlog_Ignore_DB")];
+    columns
+        .into_iter()
+        .map(|(name, column)| match row.get_opt::<String, _>(column) {
+            Some(Ok(databases)) => Ok((name, databases)),
+            _ => Err(Error::unavailable(format!("{peer} does not say {column}"))),
+        })
+        .filter(|found| !found.as_ref().is_ok_and(|(_, databases)| databases.is_empty()))
+        .collect()
+}
+
+/// What is not logged would come back as it was at the baseline, older than everything else.
+async fn check_filters(conn: &mut Conn, peer: &str, status: &str) -> Result<()> {
+    let filters = filters(conn, peer, status).await?;
+    let Some((name, databases)) = filters.first() else { return Ok(()) };
+    Err(Error::refused(format!("{peer} has {name}={databases}: its log does not have everything"))
+        .hint(format!("start the server without {name}")))
 }
 
 /// A replica that does not log what it replicates has none of it in its files.

@@ -360,4 +360,8 @@ async fn a_mariadb_that_cannot_be_captured_is_refused_by_name() {
     let (_, error) = Capture::start(&source(&server)).failed().await;
     assert_eq!(error.class().exit_code(), 6, "{error}");
     assert!(error.hint_text().unwrap().contains("10.5"), "{error:?}");
+    let server = Mariadbd::start(&["--binlog-ignore-db=scratch"]).await;
+    let (_, error) = Capture::start(&source(&server)).failed().await;
+    assert_eq!(error.class().exit_code(), 6, "{error}");
+    assert!(error.to_string().contains("binlog_ignore_db=scratch"), "{error}");
 }

@@ -415,3 +415,14 @@ async fn an_account_without_privileges_is_told_what_to_grant() {
     assert_eq!(error.class().exit_code(), 2, "{error}");
     assert!(error.hint_text().unwrap().contains("REPLICATION SLAVE"), "{error:?}");
 }
+
+#[tokio::test]
+async fn a_source_that_leaves_databases_out_of_its_log_is_refused() {
+    for filter in ["binlog-do-db", "binlog-ignore-db"] {
+        let server = Mysqld::start(&[&format!("--{filter}=scratch")]).await;
+        let (_, error) = Capture::start(&source(&server)).failed().await;
+        assert_eq!(error.class().exit_code(), 6, "{error}");
+        let named = format!("{}=scratch", filter.replace('-', "_"));
+        assert!(error.to_string().contains(&named), "{error}");
+    }
+}
