@@ -46,7 +46,9 @@ fn step(rng: &mut StdRng, n: usize) -> String {
     let (a, b) = (rng.random_range(1..25), rng.random_range(1..25));
     match rng.random_range(0..30) {
         0..=3 => format!("INSERT INTO parent VALUES ({a}, {b}, 'i{n}')"),
-        4 => format!("REPLACE INTO parent VALUES ({a}, {b}, 'r{n}')"),
+        // No REPLACE of a parent: MySQL 9.7.4 leaves its children alone, and logs what makes every
+        // replica delete them.
+        4 => format!("REPLACE INTO loose VALUES ({a}, {b})"),
         5 => format!("UPDATE parent SET id = id + 25, s = 'moved' WHERE id = {a}"),
         6 => format!("DELETE FROM parent WHERE id IN ({a}, {b}, {})", a + 25),
         7 => "UPDATE parent SET u = u + 1000; UPDATE parent SET u = 1025 - u".into(),
@@ -108,6 +110,11 @@ async fn work(source: &Mysqld, seed: u64) {
         sessions.push(conn);
     }
     let mut failed = 0;
+    if seed.is_multiple_of(2) {
+        for session in &mut sessions {
+            session.query_drop("SET binlog_transaction_compression = 1").await.unwrap();
+        }
+    }
     for n in 0..STEPS {
         let session = rng.random_range(0..sessions.len());
         for statement in step(&mut rng, n).split("; ") {
@@ -139,11 +146,15 @@ async fn comes_back(seed: u64) {
     to.preflight(&needs(&source).await).await.unwrap();
     to.load(&taken.meta, taken.pieces()).await.unwrap();
     let loaded = written(&server).await;
-    let applied = to.replay(&taken.meta, log, &everything()).await.unwrap();
+    let applied = to.replay(&taken.meta, log, &everything()).await;
+    let said = server.log();
+    let applied = applied.unwrap_or_else(|error| panic!("seed {seed}: {error}\n{said}"));
+    // Its receiver would stop, if only that were noticed before everything is executed.
+    assert!(!said.contains("Unexpected source's heartbeat"), "seed {seed}: {said}");
     let got = written(&server).await - loaded;
     to.finish(&applied).await.unwrap();
     assert_same(&moment(&server).await, &then);
-    assert!(got * 2 < made, "seed {seed}: {got} transactions of {made}");
+    assert!(got < made, "seed {seed}: {got} transactions of {made}");
 }
 
 #[tokio::test]

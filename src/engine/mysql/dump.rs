@@ -107,6 +107,9 @@ struct Told {
     rotated: Option<String>,
     /// How the events made up between two files have to be written.
     checksum: Checksum,
+    /// Where the replica takes itself to be, at the most: it begins with the place of a transaction
+    /// and adds the lengths of events.
+    offset: u64,
 }
 
 /// What the bytes so far came to.
@@ -146,6 +149,7 @@ impl<'a> Dump<'a> {
                 rotated: None,
                 // What the replica was told it is until the first FORMAT_DESCRIPTION.
                 checksum: Checksum::Crc32,
+                offset: 0,
             },
             muted: false,
             merging: program.merge.then(|| Merging {
@@ -447,6 +451,8 @@ impl<'a> Dump<'a> {
         if self.told.sending && !self.told.started {
             self.start()?;
         }
+        let begins = self.unsent.unwrap_or(self.walk.track()?.offset);
+        self.told.offset = self.told.offset.max(begins);
         if self.told.sending && self.told.skipped {
             self.put_place()?;
             self.told.skipped = false;
@@ -482,7 +488,8 @@ impl<'a> Dump<'a> {
         let log = self.walk.track()?.log.clone();
         let rotate = event::artificial_rotate(self.server_id, &log, position, self.told.checksum);
         self.told.rotated = None;
-        self.put_event(&rotate)
+        self.told.offset = position;
+        self.put_made_up(&rotate)
     }
 
     /// FORMAT_DESCRIPTION as it goes over the wire.
@@ -520,13 +527,21 @@ impl<'a> Dump<'a> {
                 }
                 _ => {}
             }
+            self.told.offset += u64::from(head.length);
             self.framer.begin(u64::from(head.length) + 1, &mut self.out);
             self.put(&[0])?;
         }
         self.put(&part.bytes)
     }
 
+    /// Sends an event of the log.
     fn put_event(&mut self, event: &[u8]) -> Result<()> {
+        self.told.offset += event.len() as u64;
+        self.put_made_up(event)
+    }
+
+    /// Sends one that stands in no log: it does not count for the replica's place.
+    fn put_made_up(&mut self, event: &[u8]) -> Result<()> {
         self.framer.begin(event.len() as u64 + 1, &mut self.out);
         self.put(&[0])?;
         self.put(event)
@@ -544,7 +559,7 @@ impl<'a> Dump<'a> {
         let Some(Executed::Maria(state)) = &track.gtids else { return self.put_heartbeat() };
         let (state, offset, checksum) = (state.clone(), track.offset, self.told.checksum);
         let list = event::artificial_gtid_list(self.server_id, &state, offset, checksum);
-        self.put_event(&list)
+        self.put_made_up(&list)
     }
 
     fn put_heartbeat(&mut self) -> Result<()> {
@@ -553,6 +568,13 @@ impl<'a> Dump<'a> {
             Some(next) => (next.as_str(), MAGIC.len() as u64),
             None => (track.log.as_str(), self.unsent.unwrap_or(track.offset)),
         };
+        // Compressed transactions are longer when they are merged, and no heartbeat may be of a
+        // place that the replica is beyond.
+        let offset = match (&self.told.rotated, self.program.merge) {
+            (None, true) => offset.max(self.told.offset),
+            _ => offset,
+        };
+        self.told.offset = self.told.offset.max(offset);
         let checksum = self.told.checksum;
         let heartbeat = if self.form.heartbeat_version_2 {
             event::heartbeat_v2(self.server_id, log, offset, checksum)
@@ -562,7 +584,7 @@ impl<'a> Dump<'a> {
             // The old form cannot name this place.
             return Ok(());
         };
-        self.put_event(&heartbeat)
+        self.put_made_up(&heartbeat)
     }
 
     async fn beat(&mut self) -> Result<(), Ended> {

@@ -4,7 +4,7 @@
 mod harness;
 mod mariadb;
 
-use crate::support::Mysqld;
+use crate::support::{Mysqld, eventually};
 use bytes::Bytes;
 use harness::{Capture, Kept, endpoint, recalled, source, source_at, status};
 use mysql_async::prelude::Queryable;
@@ -194,7 +194,14 @@ fn assert_broken(kept: &Kept, server_file: &str, reason: &str) {
 async fn a_purged_file_is_a_break(#[case] restarted: bool) {
     let (server, first, capture) = captured(&[]).await;
     let kept = capture.stop().await;
-    server.sql("FLUSH BINARY LOGS; PURGE BINARY LOGS TO 'binlog.000002'").await;
+    server.sql("FLUSH BINARY LOGS").await;
+    // A file stays for as long as the server has not noticed that its reader is gone.
+    eventually("the file is gone", Duration::from_secs(30), async || {
+        server.sql("PURGE BINARY LOGS TO 'binlog.000002'").await;
+        let files: Vec<(String, u64, String)> = server.rows("SHOW BINARY LOGS").await;
+        files.iter().all(|(name, ..)| name != "binlog.000001").then_some(())
+    })
+    .await;
     let source = if restarted { source(&server) } else { first };
     let capture = Capture::go_on(&source, kept);
     capture.caught_up(&server).await;

@@ -133,7 +133,8 @@ async fn a_replica_without_its_master_is_no_source() {
     server.cmd::<()>(&["REPLICAOF", "127.0.0.1", "1"]).await;
     let error = refusal(endpoint(&server)).await;
     assert_eq!(error.class(), Class::Unavailable, "{error}");
-    assert!(error.hint_text().is_some_and(|hint| hint.contains("without its master")), "{error:?}");
+    assert!(error.to_string().contains("its master 127.0.0.1:1 does not tell its time"), "{error}");
+    assert!(error.hint_text().is_some_and(|hint| hint.contains("capture the master")), "{error:?}");
 }
 
 #[tokio::test]
