@@ -19,11 +19,12 @@ pub use report::{Hour, Report, SourceHour};
 use crate::archive::{Archive, reading};
 use crate::changes::{self, Span};
 use crate::clock::Timestamp;
-use crate::engine::decode::Interest;
+use crate::engine::{self, decode::Interest};
 use crate::error::{Error, Result};
 use crate::manifest::{
     Continuity, EngineKind, Fallback, HourRecord, Increment, SegmentMeta, names,
 };
+use crate::record::TimeSource;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -46,7 +47,8 @@ pub struct Options {
     pub archive: PathBuf,
     /// The sources, with their kinds.
     pub sources: Vec<(String, EngineKind)>,
-    /// From the hour that this instant lies in; `None`: one day back, or where the archive begins.
+    /// From the hour that this instant lies in; `None`: one day back, or where the archive begins;
+    /// only the hour that runs, if it has nothing yet.
     pub from: Option<Timestamp>,
     /// Up to this instant, which is not in it; `None`: the hour that runs is the last one.
     pub to: Option<Timestamp>,
@@ -76,8 +78,9 @@ pub fn audit(options: &Options) -> Result<Report> {
                 .iter()
                 .filter_map(|(source, _)| begin(&archive, source).transpose())
                 .collect::<Result<_>>()?;
-            let first = begins.into_iter().min().map_or(day, Timestamp::hour);
-            first.max(day).min(to.before(HOUR))
+            let running = to.before(HOUR);
+            let first = begins.into_iter().min().map_or(running, Timestamp::hour);
+            first.max(day).min(running)
         }
     };
     if from >= to {
@@ -253,7 +256,8 @@ fn ahead_since(archive: &Archive, source: &str, now: Timestamp) -> Result<Option
 }
 
 /// The first instant that the archive knows of a source: that of its oldest record, or else when
-/// its oldest segment was begun. `None` if it has nothing.
+/// its oldest segment was begun, where the log itself does not time its records to the µs (there a
+/// session may have set its clock to any year). `None` if it has nothing.
 fn begin(archive: &Archive, source: &str) -> Result<Option<Timestamp>> {
     let mut first = None;
     for timeline in archive.catalog().timelines(source)? {
@@ -267,8 +271,10 @@ fn begin(archive: &Archive, source: &str) -> Result<Option<Timestamp>> {
         None => archive.open_segments(source)?.into_iter().next(),
     };
     Ok(first.map(|first| {
-        let opened_at = first.header.opened_at.shifted(first.header.skew_micros);
-        first.totals.first_at.map_or(opened_at, |at| at.min(opened_at))
+        let header = &first.header;
+        let opened_at = header.opened_at.shifted(header.skew_micros);
+        let is_timed = engine::times(header.engine, &header.server.version) == TimeSource::Commit;
+        first.totals.first_at.filter(|_| is_timed).map_or(opened_at, |at| at.min(opened_at))
     }))
 }
 

@@ -7,7 +7,8 @@
 //! definitions, keys and values. The report stays in the archive.
 //!
 //! **Invariant:** passed means that everything was restored and looked at, and nothing was wrong.
-//! What could not be tried or told is inconclusive, never passed.
+//! What could not be tried or told is inconclusive, never passed. Where a baseline has nothing to
+//! compare with, or a server's check has only a note, that is named among the reasons.
 
 mod page;
 
@@ -78,7 +79,7 @@ pub struct Report {
     pub schema: &'static str,
     /// How it went.
     pub verdict: Verdict,
-    /// Why it is not passed; empty if it is.
+    /// Why it is not passed, and what was not looked at if it is.
     pub reasons: Vec<String>,
     /// When it was begun, by this host's clock.
     pub begun_at: Timestamp,
@@ -180,6 +181,7 @@ pub async fn drill(options: &Options, progress: &Arc<Progress>) -> Result<Report
 
 impl Report {
     async fn rehearse(&mut self, options: &Options, progress: &Arc<Progress>) -> Result<()> {
+        let begun = Instant::now();
         let scratch = Scratch::create(options.scratch.as_deref())?;
         // Everything: what a restore keeps by default is another question.
         let whole = |source: &SourceOptions| SourceOptions { databases: vec![], ..source.clone() };
@@ -216,7 +218,10 @@ impl Report {
             return Ok(());
         }
         match planned.run(progress).await {
-            Ok(restored) => self.judge(restored),
+            Ok(restored) => {
+                self.rto_seconds = begun.elapsed().as_secs_f64();
+                self.judge(restored);
+            }
             Err(error) => self.is(Verdict::Failed, &error),
         }
         Ok(())
@@ -233,9 +238,9 @@ impl Report {
         restored.receipt = None;
         let mut worst = Outcome::Passed;
         for source in &restored.sources {
-            self.rto_seconds += source.seconds.total - source.seconds.inspection;
+            self.rto_seconds -= source.seconds.inspection;
             for check in &source.inspection {
-                if check.outcome >= Outcome::Inconclusive {
+                if check.outcome > Outcome::Passed {
                     worst = worst.max(check.outcome);
                     self.reasons.push(format!("{}: {}: {}", source.name, check.check, check.what));
                 }

@@ -6,6 +6,7 @@
 use crate::error::{Class, Context, Error, Result};
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -60,6 +61,23 @@ pub fn supersede(from: &Path, to: &Path) -> Result<()> {
 /// Bug, if it exists; unavailable, if it cannot be written.
 pub fn create(path: &Path, bytes: &[u8]) -> Result<()> {
     let temporary = path.with_extension("tmp");
+    write_synced(&temporary, bytes)?;
+    publish(&temporary, path)
+}
+
+/// The same for one that only its owner may read.
+///
+/// # Errors
+/// As [`create`].
+pub fn create_private(path: &Path, bytes: &[u8]) -> Result<()> {
+    let temporary = path.with_extension("tmp");
+    remove(&temporary)?;
+    File::options()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&temporary)
+        .unavailable(|| format!("make {}", temporary.display()))?;
     write_synced(&temporary, bytes)?;
     publish(&temporary, path)
 }

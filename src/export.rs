@@ -220,9 +220,7 @@ impl Options {
     }
 
     fn concerns(&self, gap: &Gap) -> bool {
-        self.timeline.is_none_or(|only| only == gap.timeline)
-            && self.from.is_none_or(|from| gap.before.is_none_or(|before| before > from))
-            && self.to.is_none_or(|to| gap.after.is_none_or(|after| after < to))
+        self.timeline.is_none_or(|only| only == gap.timeline) && gap.concerns(self.from, self.to)
     }
 }
 

@@ -18,6 +18,7 @@ use crate::record::{Contents, Landmark, Server, TimeSource};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 /// The version of the archive's layout and of the segment format that this program writes.
 pub const FORMAT: u32 = 1;
@@ -530,6 +531,20 @@ pub struct Gap {
     pub reason: String,
 }
 
+impl Gap {
+    /// Whether a part of it lies between two instants, of which the second is not in it. A log is
+    /// captured anew from the beginning of its file, so `before` may be earlier than `after`: then
+    /// it is the moment `after`.
+    pub fn concerns(&self, from: Option<Timestamp>, to: Option<Timestamp>) -> bool {
+        let end = self.before.map(|before| {
+            let least = self.after.map(|after| after.after(Duration::from_micros(1)));
+            before.max(least.unwrap_or(before))
+        });
+        from.is_none_or(|from| end.is_none_or(|end| end > from))
+            && to.is_none_or(|to| self.after.is_none_or(|after| after < to))
+    }
+}
+
 /// Names of objects within an archive. `/` separates folders on every store.
 pub mod names {
     use crate::clock::Timestamp;
@@ -556,6 +571,17 @@ pub mod names {
     /// A segment that is still being written, or was torn by a crash.
     pub fn open_segment(source: &str, timeline: u32, number: u64) -> String {
         format!("{source}/t{timeline:04}/seg-{number:020}.open")
+    }
+
+    /// What is kept of a segment that was damaged while it was open: see [`is_kept`].
+    pub fn damaged_segment(source: &str, timeline: u32, number: u64) -> String {
+        format!("{source}/t{timeline:04}/seg-{number:020}.damaged")
+    }
+
+    /// Whether an object is a segment as it was when a part of it was found damaged: what is whole
+    /// behind that part is in no other object.
+    pub fn is_kept(name: &str) -> bool {
+        name.ends_with(".damaged")
     }
 
     /// A baseline. `kind` is `sql` or `rdb`.

@@ -292,6 +292,13 @@ impl Work<'_> {
         if is_unfinished(name) || names::is_pin(source, name) || file.starts_with("base-") {
             return Ok(());
         }
+        if names::is_kept(name) {
+            let reason = "it was damaged while it was open; what stands behind the damage is only \
+                          here, unless it was captured again: if `pitr windows` shows no gap, \
+                          delete it";
+            self.found(name, Kind::Damaged, reason);
+            return Ok(());
+        }
         if !is_small {
             self.found(name, Kind::Surplus, "it is no part of an archive");
             return Ok(());
@@ -542,7 +549,17 @@ impl Work<'_> {
             self.found(name, Kind::Chain, reason);
             self.loses(walk.lost(reached, None));
         }
-        // An open segment was read block by block to be opened at all.
+        // An open segment was read block by block to be opened at all, up to the first byte that is
+        // none of a block.
+        if !reader.meta().sealed && reader.goes_on_behind_damage()? {
+            let block = reader.blocks().len();
+            let known = reader.meta().totals.known_until.max(reached);
+            let (object, kind) = (name.to_owned(), Kind::Damaged);
+            let reason = "a block is not as it was written, and more stand behind it".to_owned();
+            let lost = Some(walk.lost(known, None));
+            let block = Some(block);
+            self.report.findings.push(Finding { object, kind, block, offsets: None, lost, reason });
+        }
         if !reader.meta().sealed || !self.options.sample.has(name) {
             return Ok(());
         }

@@ -38,9 +38,9 @@ pub(super) fn verdict(
     };
     for gap in known.gaps {
         // Without a time before it, it begins where the archive does.
-        let after = gap.after.or(known.begin);
-        if after.is_some_and(|after| after < to) && gap.before.is_none_or(|before| before > from) {
-            add(gap.reason.clone());
+        let gap = Gap { after: gap.after.or(known.begin), ..gap.clone() };
+        if gap.after.is_some() && gap.concerns(Some(from), Some(to)) {
+            add(gap.reason);
         }
     }
     for broken in known.broken {
@@ -107,6 +107,8 @@ mod tests {
     #[case::gap_over_it(0, 200, 210, &[(10, 190)], Continuity::Gap)]
     #[case::gap_before(0, 130, 130, &[(10, 60)], Continuity::Proved)]
     #[case::gap_behind(0, 200, 210, &[(120, 190)], Continuity::Proved)]
+    #[case::captured_anew_from_before_the_gap(0, 200, 210, &[(80, 10)], Continuity::Gap)]
+    #[case::captured_anew_in_another_hour(0, 200, 210, &[(130, 70)], Continuity::Proved)]
     fn an_hour_is_proved_if_nothing_of_it_is_missing(
         #[case] begin: i64,
         #[case] reached: i64,

@@ -4,7 +4,7 @@ use super::Capture;
 use crate::archive::SegmentReader;
 use crate::durable;
 use crate::error::{Class, Context, Result};
-use crate::manifest::Break;
+use crate::manifest::{Break, names};
 use crate::record::Recalled;
 use crate::reindex;
 use crate::segment::Reader;
@@ -130,8 +130,11 @@ impl Capture {
                 durable::remove(&open)?;
                 continue;
             }
-            let reader = Reader::scan(file)
+            let mut reader = Reader::scan(file)
                 .map_err(|error| error.context(format!("recover {}", open.display())))?;
+            if reader.goes_on_behind_damage()? {
+                self.keep_damaged(timeline, number, &open)?;
+            }
             if reader.meta().sealed {
                 durable::publish(&open, &sealed)?;
             } else if let Some(meta) = self.seal_whole_part(timeline, number)? {
@@ -146,6 +149,24 @@ impl Capture {
             self.index_unindexed()?;
         }
         Ok(())
+    }
+
+    /// Whole blocks stand behind damage: they were durable, and the source may have been told so.
+    /// They cannot be a part of the log, but they are not thrown away either.
+    fn keep_damaged(&self, timeline: u32, number: u64, open: &Path) -> Result<()> {
+        let name = names::damaged_segment(&self.label.source, timeline, number);
+        let kept = self.archive.store().path(&name)?;
+        tracing::error!(
+            source = %self.label.source,
+            "segment {number} is damaged in its middle; all of it is kept as {name}. What stands \
+             behind the damage is captured again if the source still has it: see `pitr windows`"
+        );
+        match std::fs::hard_link(open, &kept) {
+            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+                Err(error).unavailable(|| format!("keep {}", kept.display()))
+            }
+            _ => durable::sync_dir(&self.folder(timeline)?),
+        }
     }
 
     /// Brings the catalog up to what it does not have yet.

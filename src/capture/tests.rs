@@ -5,6 +5,7 @@
 
 use super::*;
 use crate::manifest::EngineKind;
+use crate::segment::Reader;
 use proptest::prelude::*;
 
 const NAME: &str = "shop";
@@ -358,6 +359,23 @@ fn a_place_is_found_in_the_open_segment_behind_sealed_ones() {
         assert!(holds.contains(&offset), "{offset} is not in {holds:?}");
         assert_eq!(last.totals.end.offset, 7000);
     }
+}
+
+#[test]
+fn what_stands_behind_damage_is_kept_and_the_source_is_asked_for_it_again() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let mut rig = Rig::new(Model(vec![(1..=20).map(|n| n * 100).collect()]));
+    rig.run(&[300; 4], &runtime);
+    let open = rig.capture.take().unwrap().open_path(1, 1).unwrap();
+    let mut damaged = std::fs::read(&open).unwrap();
+    let second = Reader::scan(std::io::Cursor::new(&damaged)).unwrap().blocks()[1].clone();
+    damaged[(second.file_offset + second.stored_len - 1) as usize] ^= 1;
+    std::fs::remove_file(&open).unwrap();
+    durable::create(&open, &damaged).unwrap();
+    rig.recover();
+    assert_eq!(rig.resume(), (0, 300));
+    assert_eq!(std::fs::read(open.with_extension("damaged")).unwrap(), damaged);
+    rig.finish(&runtime);
 }
 
 #[test]

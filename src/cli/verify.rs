@@ -83,7 +83,8 @@ pub(super) fn verify(config: &Config, args: &VerifyArgs, json: bool) -> Result<(
     };
     let closure = closed.as_deref();
     show(&Both { verified: &report, closure }, json, || {
-        report.text(config.zone) + &closure.map(restore::closure_text).unwrap_or_default()
+        let untried = || "closure: not tried, as something is damaged\n".to_owned();
+        report.text(config.zone) + &closure.map_or_else(untried, restore::closure_text)
     })?;
     closed.map_or(Ok(()), |closed| restore::check_closure(&closed))?;
     checked

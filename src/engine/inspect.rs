@@ -3,7 +3,7 @@
 //! Unlike the check at the end of each restore, which compares what was applied, this reads
 //! everything: it is for rehearsals.
 
-use crate::record::Contents;
+use crate::record::{Contents, DatabaseContents};
 use serde::Serialize;
 
 /// How a check went.
@@ -104,11 +104,18 @@ pub fn compare(source: Option<&Contents>, target: Option<&Contents>) -> Vec<Chec
     }
     if checks.is_empty() {
         let rows: u64 = source.tables.iter().map(|table| table.rows).sum();
-        let keys: u64 = source.databases.iter().map(|database| database.keys).sum();
+        let sum =
+            |of: fn(&DatabaseContents) -> u64, all: &Contents| all.databases.iter().map(of).sum();
+        let (keys, found): (u64, u64) = (sum(|it| it.keys, source), sum(|it| it.keys, target));
+        let expiring: u64 = sum(|it| it.expiring, source);
         let what = if source.databases.is_empty() {
             format!("{} tables with {rows} rows are what the source had", source.tables.len())
         } else {
-            format!("{keys} keys of {} databases are there", source.databases.len())
+            format!(
+                "{found} of {keys} keys in {} databases are there; {expiring} have an expiry, which \
+                 may have passed",
+                source.databases.len()
+            )
         };
         checks.push(Check::new(CHECK, Outcome::Passed, what));
     }

@@ -80,8 +80,12 @@ pub async fn closure(
 /// What the comparisons amount to.
 ///
 /// # Errors
-/// Finding, with the first keys that differ, if a log is not complete.
+/// Finding, with the first keys that differ, if a log is not complete, or if nothing was compared.
 pub fn check(closed: &[Closed]) -> Result<()> {
+    if !closed.iter().any(|closed| closed.from.is_some()) {
+        return Err(Error::new(Class::Finding, "no two baselines of Redis could be compared")
+            .hint("`pitr baseline` takes another one, which the log has to lead to"));
+    }
     let Some(open) = closed.iter().find(|closed| !closed.differences.is_empty()) else {
         return Ok(());
     };
@@ -105,7 +109,10 @@ fn towards(
     newer: &BaselineMeta,
 ) -> Result<Option<(BaselineMeta, Vec<SegmentMeta>)>> {
     let mut before = history.clone();
-    before.baselines.retain(|other| (other.at, other.begun_at) < (newer.at, newer.begun_at));
+    // One at the same place may be a copy of the same file, and proves nothing.
+    before.baselines.retain(|other| {
+        (other.at, other.begun_at) < (newer.at, newer.begun_at) && other.position != newer.position
+    });
     if before.baselines.is_empty() {
         return Ok(None);
     }
@@ -223,7 +230,11 @@ async fn bring_up(
 /// The comparisons for people.
 pub fn text(closed: &[Closed]) -> String {
     let mut out = String::new();
-    for Closed { source, from, to, records, elements, differences, .. } in closed {
+    if !closed.iter().any(|closed| closed.from.is_some()) {
+        out += "there are no two baselines of Redis to compare yet: nothing is proved of the log\n";
+    }
+    for Closed { source, from, to, records, elements, unknown_commands, differences, .. } in closed
+    {
         out += &match from {
             None => format!("{source}: {to}: no baseline leads to it without a gap\n"),
             Some(from) if differences.is_empty() => format!(
@@ -232,6 +243,10 @@ pub fn text(closed: &[Closed]) -> String {
             ),
             Some(from) => format!("{source}: {from} and the log behind it are not {to}\n"),
         };
+        if from.is_some() && !unknown_commands.is_empty() {
+            let names = unknown_commands.join(", ");
+            out += &format!("    but for expiries that {names} may have set\n");
+        }
         for difference in differences {
             out += &format!("    {difference}\n");
         }

@@ -32,7 +32,9 @@ pub(super) const GTIDS_MAX: usize = 16 << 20;
 /// One of the magic numbers of skippable frames (zstd format, "Skippable Frames").
 const SKIPPABLE: u32 = 0x184D_2A57;
 /// Begins the content of each of our skippable frames.
-const MAGIC: [u8; 4] = *b"PITR";
+pub(super) const MAGIC: [u8; 4] = *b"PITR";
+/// Where it stands in such a frame.
+pub(super) const MAGIC_AT: usize = 8;
 
 /// Skippable magic, length, own magic, version, kind, reserved byte.
 pub(super) const PREFIX: usize = 16;

@@ -121,6 +121,43 @@ impl<R: Read + Seek> Reader<R> {
         self.torn
     }
 
+    /// Whether a whole block stands behind the bytes at the end of an open segment that are none.
+    /// A file that was torn ends there; this one was damaged after it was written.
+    ///
+    /// # Errors
+    /// Unavailable, if it cannot be read.
+    pub fn goes_on_behind_damage(&mut self) -> Result<bool> {
+        const WINDOW: u64 = 1 << 20;
+        let (mut at, end) = (self.meta.bytes_stored + 1, self.file_len);
+        while !self.meta.sealed && at + PREFIX as u64 <= end {
+            let len = WINDOW.min(end - at);
+            let mut window = Vec::new();
+            fill(&mut self.inner, &mut window, at, len)?;
+            for found in memchr::memmem::find_iter(&window, &format::MAGIC) {
+                let frame_at = at + found as u64;
+                let begins = frame_at.checked_sub(format::MAGIC_AT as u64);
+                match begins.filter(|begins| *begins > self.meta.bytes_stored) {
+                    Some(begins) if self.is_block(begins)? => return Ok(true),
+                    _ => {}
+                }
+            }
+            // What stands over the edge is in the next window, too.
+            let next = at + len - (format::MAGIC.len() as u64 - 1).min(len - 1);
+            at = if len < WINDOW { end } else { next };
+        }
+        Ok(false)
+    }
+
+    /// Whether a whole block begins at `at`, whatever it holds.
+    fn is_block(&mut self, at: u64) -> Result<bool> {
+        match self.block_at(at) {
+            Ok(entry) => Ok(split_block(&self.buffer, &entry)
+                .is_ok_and(|(_, frame)| check_frame(frame, &entry).is_ok())),
+            Err(error) if error.class() == Class::Corrupt => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Reads a block: its raw bytes into `into`, which is emptied first, and its marks.
     ///
     /// # Errors
@@ -348,6 +385,18 @@ impl<R: Read + Seek> Reader<R> {
 
     /// Reads and checks the block that begins at `at`, and adds it to the sum.
     fn scan_block(&mut self, at: u64, tally: &mut Tally) -> Result<Entry> {
+        let entry = self.block_at(at)?;
+        if entry.description.start != tally.raw_end() {
+            return Err(Error::corrupt("a block that does not go on from the one before"));
+        }
+        let (head, frame) = split_block(&self.buffer, &entry)?;
+        check_frame(frame, &entry)?;
+        add_to(tally, &head)?;
+        Ok(entry)
+    }
+
+    /// Reads what says that it is a block into the buffer.
+    fn block_at(&mut self, at: u64) -> Result<Entry> {
         let torn = || Error::corrupt("the segment ends within a block");
         let rest = self.file_len - at;
         if rest < PREFIX as u64 {
@@ -361,14 +410,11 @@ impl<R: Read + Seek> Reader<R> {
         self.fill(at, head_len)?;
         let description = Head::decode(&self.buffer)?.description;
         let stored_len = head_len + u64::from(description.frame_len);
-        if stored_len > rest || description.start != tally.raw_end() {
+        if stored_len > rest {
             return Err(torn());
         }
         let entry = Entry { file_offset: at, stored_len, description };
         self.fill(at, stored_len)?;
-        let (head, frame) = split_block(&self.buffer, &entry)?;
-        check_frame(frame, &entry)?;
-        add_to(tally, &head)?;
         Ok(entry)
     }
 

@@ -265,8 +265,31 @@ fn a_block_that_is_missing_in_the_middle_ends_a_scan() {
     let mut spliced = stored[..second.file_offset as usize].to_vec();
     let end = third.file_offset + third.stored_len;
     spliced.extend_from_slice(&stored[third.file_offset as usize..end as usize]);
-    let scanned = Reader::scan(Cursor::new(&spliced)).unwrap();
+    let mut scanned = Reader::scan(Cursor::new(&spliced)).unwrap();
     assert_eq!((scanned.blocks().len(), scanned.torn_bytes()), (1, third.stored_len));
+    // It begins right there: no block was damaged, the one before it is not there.
+    assert!(!scanned.goes_on_behind_damage().unwrap());
+}
+
+#[test]
+fn damage_with_whole_blocks_behind_it_is_told_from_a_torn_end() {
+    let (stored, _) = small();
+    let blocks = Reader::open(Cursor::new(&stored)).unwrap().blocks().to_vec();
+    let last = blocks.last().unwrap();
+    let end = (last.file_offset + last.stored_len) as usize;
+    for (n, block) in blocks.iter().enumerate() {
+        for at in [0, block.stored_len / 2, block.stored_len - 1] {
+            let mut bad = stored[..end].to_vec();
+            bad[(block.file_offset + at) as usize] ^= 1;
+            let mut scanned = Reader::scan(Cursor::new(&bad)).unwrap();
+            assert_eq!(scanned.blocks().len(), n);
+            assert_eq!(scanned.goes_on_behind_damage().unwrap(), n + 1 < blocks.len());
+        }
+    }
+    for end in (blocks[0].file_offset..end as u64).step_by(7) {
+        let mut torn = Reader::scan(Cursor::new(&stored[..end as usize])).unwrap();
+        assert!(!torn.goes_on_behind_damage().unwrap(), "{end}");
+    }
 }
 
 #[test]

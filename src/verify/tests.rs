@@ -2,7 +2,9 @@
 
 use super::*;
 use crate::clock::Tz;
+use crate::position::Position;
 use crate::prune::tests::{Made, SOURCE, at, three_times};
+use crate::record::Chunk;
 use rstest::rstest;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -93,6 +95,39 @@ fn a_flipped_bit_in_any_byte_of_a_segment_is_found_in_that_segment() {
     }
     std::fs::write(&path, &sound).unwrap();
     assert_eq!(findings(made.dir.path()), []);
+}
+
+#[test]
+fn damage_in_an_open_segment_is_told_from_its_torn_end() {
+    let made = three_times(3, 4);
+    let names = made.archive.store().list("").unwrap();
+    let open = names.into_iter().find(|name| name.strip_suffix(".open").is_some()).unwrap();
+    let path = path(&made, &open);
+    let file = File::open(&path).unwrap();
+    let header = Reader::scan(BufReader::new(file)).unwrap().meta().header.clone();
+    let mut writer = crate::segment::Writer::create(vec![], &header, 1).unwrap();
+    for start in [0, 10, 20].map(|more| header.start.offset + more) {
+        let whole = Position { offset: start + 10, ..header.start.clone() };
+        let chunk = Chunk { start, bytes: vec![1; 10], whole: Some(whole), ..Chunk::default() };
+        writer.append(&chunk).unwrap();
+    }
+    let bytes = writer.get_ref().clone();
+    let blocks = Reader::scan(std::io::Cursor::new(&bytes)).unwrap().blocks().to_vec();
+    assert_eq!(blocks.len(), 3);
+    for (block, is_found) in blocks.iter().zip([true, true, false]) {
+        let mut damaged = bytes.clone();
+        damaged[(block.file_offset + block.stored_len - 1) as usize] ^= 1;
+        std::fs::write(&path, &damaged).unwrap();
+        let found = findings(made.dir.path());
+        assert_eq!(found.len(), usize::from(is_found), "{found:#?}");
+        assert!(found.iter().all(|f| f.object == open.replace(".open", ".zst")), "{found:#?}");
+        assert!(found.iter().all(|f| f.kind == Kind::Damaged && f.lost.is_some()), "{found:#?}");
+    }
+    std::fs::write(&path, &bytes).unwrap();
+    std::fs::copy(&path, path.with_extension("damaged")).unwrap();
+    let found = findings(made.dir.path());
+    assert_eq!(found.len(), 1);
+    assert!(found[0].reason.contains("damaged while it was open"), "{found:#?}");
 }
 
 #[test]

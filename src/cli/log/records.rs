@@ -59,6 +59,7 @@ pub(super) fn records(config: &Config, args: &LogArgs, json: bool) -> Result<()>
         filter: Filter { tables: tables.clone(), keys: keys.is_some(), larger_than },
         shown: 0,
         broken: vec![],
+        undecoded: 0,
         closed: false,
     };
     let interest = Interest { keys, tables, rows: args.rows };
@@ -67,6 +68,11 @@ pub(super) fn records(config: &Config, args: &LogArgs, json: bool) -> Result<()>
         Err(_) if show.closed => Ok(()),
         Err(error) => Err(error),
         Ok(()) => match show.broken.first() {
+            None if args.rows && show.undecoded > 0 => Err(Error::new(
+                Class::Finding,
+                format!("the rows of {} events cannot be shown", show.undecoded),
+            )
+            .hint("each is named where it stands, with the reason")),
             None => Ok(()),
             Some(broken) => {
                 Err(Error::corrupt(format!("a part cannot be read: {}", broken.reason))
@@ -74,11 +80,6 @@ pub(super) fn records(config: &Config, args: &LogArgs, json: bool) -> Result<()>
             }
         },
     }
-}
-
-fn concerns(gap: &Gap, from: Timestamp, to: Option<Timestamp>) -> bool {
-    gap.before.is_none_or(|before| before > from)
-        && to.is_none_or(|to| gap.after.is_none_or(|after| after < to))
 }
 
 /// A number of bytes: `4096`, `64K`, `10M`, `1G`.
@@ -120,6 +121,8 @@ impl Filter {
     fn has(&self, record: &Record) -> bool {
         let has_table =
             self.tables.is_none() || record.tables.keys().any(|table| self.has_table(table));
+        // Nobody knows which tables it is about.
+        let has_table = has_table || record.undecoded > 0;
         has_table && (!self.keys || record.wanted_keys > 0) && record.bytes() > self.larger_than
     }
 }
@@ -132,6 +135,8 @@ struct Show {
     filter: Filter,
     shown: u64,
     broken: Vec<Broken>,
+    /// Events in what is shown that could not be decoded.
+    undecoded: u64,
     /// Whoever read the output has seen enough.
     closed: bool,
 }
@@ -149,7 +154,7 @@ impl Show {
         for source in sources {
             self.source.clone_from(&source.name);
             let gaps = archive.history(&source.name, source.engine)?.gaps;
-            for gap in gaps.iter().filter(|gap| concerns(gap, from, to)) {
+            for gap in gaps.iter().filter(|gap| gap.concerns(Some(from), to)) {
                 self.gap(gap)?;
             }
             let span = Span { from: Some(from), to };
@@ -224,8 +229,8 @@ impl Show {
                 self.value(&json!({ "source": self.source, "gap": gap }))
             }
             Form::Rows => {
-                tracing::warn!(source = %self.source, "gap after {after:?}: {reason}");
-                Ok(())
+                let gap = json!({ "after": after, "before": before, "reason": reason });
+                self.put(&format!("{}\n", json!({ "source": self.source, "gap": gap })))
             }
         }
     }
@@ -238,8 +243,12 @@ fn broken_json(broken: &Broken) -> Value {
 
 impl Visit for Show {
     fn record(&mut self, place: &Place<'_>, record: Record) -> Result<()> {
-        if self.form == Form::Rows || !self.filter.has(&record) {
+        if !self.filter.has(&record) {
             return Ok(());
+        }
+        self.undecoded += record.undecoded;
+        if self.form == Form::Rows {
+            return self.unread_rows(place, &record);
         }
         let restore = place.landmark(&record).map(|landmark| {
             format!("pitr restore --source {} --before {}", self.source, landmark.name())
@@ -292,6 +301,18 @@ impl Visit for Show {
 }
 
 impl Show {
+    /// Among rows, says where some are left out because they cannot be read.
+    fn unread_rows(&mut self, place: &Place<'_>, record: &Record) -> Result<()> {
+        if record.undecoded == 0 {
+            return Ok(());
+        }
+        let line = json!({
+            "source": self.source, "at": place.at, "position": place.position(record),
+            "undecoded": record.undecoded, "reason": record.trouble,
+        });
+        self.put(&format!("{line}\n"))
+    }
+
     fn record_json(&self, place: &Place<'_>, record: &Record, restore: Option<String>) -> Value {
         let tables = record.tables.iter().filter(|(table, _)| self.filter.has_table(table));
         let tables: Vec<Value> = tables

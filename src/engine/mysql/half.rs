@@ -93,15 +93,20 @@ impl Half {
     /// # Errors
     /// Busy, if it goes on.
     pub(super) async fn look(conn: &mut Conn) -> Result<Option<Self>> {
+        if resume::user_of(conn, LOCK).await?.is_some() && Self::read(conn).await?.is_some() {
+            return Err(busy());
+        }
+        Self::read(conn).await
+    }
+
+    /// The mark, whether its attempt goes on or not.
+    async fn read(conn: &mut Conn) -> Result<Option<Self>> {
         let asking = || "look for an unfinished restore".to_owned();
         let schemas = format!(
             "SELECT SCHEMA_NAME FROM information_schema.SCHEMATA WHERE SCHEMA_NAME = '{SCHEMA}'"
         );
         if ask::first::<String>(conn, schemas, asking).await?.is_none() {
             return Ok(None);
-        }
-        if resume::user_of(conn, LOCK).await?.is_some() {
-            return Err(busy());
         }
         let views = format!(
             "SELECT TABLE_NAME FROM information_schema.VIEWS WHERE TABLE_SCHEMA = '{SCHEMA}'"
@@ -152,7 +157,7 @@ impl Half {
 
     /// Takes away what the attempt has brought, and puts back what it has changed.
     pub(super) async fn clean(self, conn: &mut Conn) -> Result<()> {
-        lock(conn).await?;
+        self.lock(conn).await?;
         resume::end_lanes(conn).await?;
         self.take_away(conn, &Whole::default()).await?;
         Self::end(conn).await
@@ -161,7 +166,7 @@ impl Half {
     /// Takes over what an attempt for the same purpose left: its mark, and the tables that are
     /// whole. Everything else is taken away as by [`clean`](Self::clean).
     pub(super) async fn resume(mut self, conn: &mut Conn) -> Result<(Self, Whole)> {
-        lock(conn).await?;
+        self.lock(conn).await?;
         resume::end_lanes(conn).await?;
         let whole = resume::whole(conn).await?;
         self.take_away(conn, &whole).await?;
@@ -169,6 +174,12 @@ impl Half {
         self.write(conn).await?;
         resume::begin(conn).await?;
         Ok((self, whole))
+    }
+
+    /// Takes the lock of the attempt, if that has not come to its end since it was looked at.
+    async fn lock(&self, conn: &mut Conn) -> Result<()> {
+        lock(conn).await?;
+        if Self::read(conn).await?.as_ref() == Some(self) { Ok(()) } else { Err(busy()) }
     }
 
     async fn take_away(&self, conn: &mut Conn, whole: &Whole) -> Result<()> {

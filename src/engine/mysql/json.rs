@@ -83,11 +83,13 @@ fn scalar_or_container(kind: u8, bytes: &[u8], depth: usize, left: &mut usize) -
         kind::DOUBLE => f64::from_bits(at.u64()?).into(),
         kind::STRING => {
             let len = length(&mut at)?;
+            *left = left.checked_sub(len)?;
             std::str::from_utf8(at.bytes(len)?).ok()?.into()
         }
         kind::OPAQUE => {
             let field = at.u8()?;
             let len = length(&mut at)?;
+            *left = left.checked_sub(len)?;
             opaque(field, at.bytes(len)?)
         }
         _ => return None,
@@ -166,6 +168,7 @@ fn container(
         for _ in 0..count {
             let (place, len) = (number(&mut at)?, usize::from(at.u16()?));
             let key = bytes.get(place..)?.get(..len)?;
+            *left = left.checked_sub(len)?;
             keys.push(std::str::from_utf8(key).ok()?.to_owned());
         }
     }
@@ -206,6 +209,16 @@ mod tests {
     fn a_document_that_holds_itself_is_none() {
         // An array whose one element is the array.
         assert_eq!(value(&[2, 1, 0, 7, 0, 2, 0, 0]), None);
+    }
+
+    #[test]
+    fn a_document_that_repeats_a_text_more_than_it_has_bytes_is_none() {
+        // An array of ten elements that are all the same text of 90 bytes.
+        let mut bytes = vec![2, 10, 0, 125, 0];
+        bytes.extend([12, 34, 0].repeat(10));
+        bytes.push(90);
+        bytes.extend([b'x'; 90]);
+        assert_eq!(value(&bytes), None);
     }
 
     proptest! {

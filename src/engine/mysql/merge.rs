@@ -96,7 +96,7 @@ struct Plain<'a> {
     begin: Event<'a>,
     /// Its session, as BEGIN has it.
     session: &'a [u8],
-    /// Each with the number of its table and the table's name.
+    /// One of each table, with the number of the table and its name.
     maps: Vec<(u64, &'a [u8], Event<'a>)>,
     rows: Vec<Event<'a>>,
     /// Flags of the row events, without [`STATEMENT_END`].
@@ -253,14 +253,20 @@ impl<'a> Plain<'a> {
         if query.statement != b"BEGIN" || query.error != 0 {
             return Ok(None);
         }
-        let (mut maps, mut rows) = (Vec::new(), Vec::new());
+        let (mut maps, mut rows) = (Vec::<(u64, &[u8], Event<'_>)>::new(), Vec::new());
         let mut flags = None;
         while let Some(event) = all.next() {
             match event.head.kind {
                 kind::ROWS_QUERY => {}
                 kind::TABLE_MAP => {
                     let (number, name) = table(event.body)?;
-                    maps.push((number, name, event));
+                    let known = maps.iter().find(|(of, other, _)| *of == number || *other == name);
+                    match known {
+                        None => maps.push((number, name, event)),
+                        // Each statement has its own; they are the same, or a table was changed.
+                        Some((of, _, known)) if *of == number && known.body == event.body => {}
+                        Some(_) => return Ok(None),
+                    }
                 }
                 kind::WRITE_ROWS
                 | kind::UPDATE_ROWS
@@ -281,9 +287,6 @@ impl<'a> Plain<'a> {
                     let Some(flags) = flags.filter(|_| all.len() == 0) else {
                         return Ok(None);
                     };
-                    if !is_one_table_each(&maps) {
-                        return Ok(None);
-                    }
                     let (session, xid) = (query.status, event);
                     let log_pos = log_pos.unwrap_or(xid.head.log_pos);
                     return Ok(Some(Self {
@@ -302,16 +305,6 @@ impl<'a> Plain<'a> {
         }
         Ok(None)
     }
-}
-
-/// Whether each number stands for one definition of one table, and each table has one number.
-fn is_one_table_each(maps: &[(u64, &[u8], Event<'_>)]) -> bool {
-    maps.iter().enumerate().all(|(n, (number, name, map))| {
-        maps.iter().take(n).all(|(other, other_name, other_map)| {
-            (number == other) == (name == other_name)
-                && (number != other || map.body == other_map.body)
-        })
-    })
 }
 
 /// Splits a transaction into events.

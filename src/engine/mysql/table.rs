@@ -73,6 +73,9 @@ pub(super) struct Column {
     pub(super) name: Option<String>,
 }
 
+/// The most columns that a table of any server has (`MAX_FIELDS`).
+const COLUMNS_MAX: usize = 4096;
+
 /// A table, as far as a row event tells of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Table {
@@ -112,13 +115,17 @@ fn parse(body: &[u8]) -> Option<(u64, Table)> {
     let types = at.bytes(count)?;
     let meta_len = usize::try_from(at.lenenc()?).ok()?;
     let mut metas = Reader(at.bytes(meta_len)?);
-    let columns: std::result::Result<Vec<Column>, String> = types
+    let known = types.get(..COLUMNS_MAX.min(count)).unwrap_or_default();
+    let mut columns: std::result::Result<Vec<Column>, String> = known
         .iter()
         .map(|kind| match read_column(*kind, &mut metas) {
             Some(column) => Ok(column),
             None => Err(format!("a column of type {kind}")),
         })
         .collect();
+    if count > COLUMNS_MAX {
+        columns = Err(format!("{count} columns"));
+    }
     // Which columns may be NULL.
     at.bytes(count.div_ceil(8))?;
     let mut table = Table { name: format!("{schema}.{table}"), columns };
@@ -145,7 +152,8 @@ fn read_column(kind: u8, metas: &mut Reader<'_>) -> Option<Column> {
             Size::Fixed(if kind == c::FLOAT { 4 } else { 8 })
         }
         c::TIMESTAMP2 | c::DATETIME2 | c::TIME2 => {
-            meta = u16::from(metas.u8()?);
+            // Of more digits no server knows.
+            meta = u16::from(metas.u8().filter(|digits| *digits <= 6)?);
             let whole = match kind {
                 c::TIMESTAMP2 => 4,
                 c::DATETIME2 => 5,

@@ -353,7 +353,9 @@ impl MysqlTarget {
             let all = replay::wait(conn, family, served).await?;
             replay::end(conn).await?;
             if merge {
-                // Of those that were merged the target has the name of the first one only.
+                // Of those that were merged the target has the name of the first one only. It is
+                // looked at before all names are set: afterwards they prove nothing.
+                standing::compare(conn, family, &all.named).await?;
                 standing::take_over(conn, family, &all.gtids.to_string()).await?;
             }
             standing::settle(conn, &all.gtids).await?;

@@ -97,8 +97,12 @@ fn value(column: &Column, bytes: &[u8]) -> Option<Value> {
             date(packed >> 9, packed >> 5 & 15, packed & 31).into()
         }
         c::TIME => {
+            // A number of 24 bits with its sign.
             let digits = little(bytes);
-            clock(digits / 10_000, digits / 100 % 100, digits % 100).into()
+            let (sign, digits) =
+                if digits < 1 << 23 { ("", digits) } else { ("-", (1 << 24) - digits) };
+            let time = clock(digits / 10_000, digits / 100 % 100, digits % 100);
+            format!("{sign}{time}").into()
         }
         c::DATETIME => {
             let digits = little(bytes);

@@ -341,6 +341,8 @@ fn failure(address: &str, what: &str, error: RedisError) -> Error {
         // A transaction that was refused names the reason only in its text.
         let needs = format!("give the account what it needs: ACL SETUSER <user> on &* {ACL}");
         (Class::Usage, Some(needs))
+    } else if text.contains("UNKNOWN COMMAND") {
+        (Class::Refused, None)
     } else {
         (Class::Unavailable, None)
     };

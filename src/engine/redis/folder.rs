@@ -46,9 +46,9 @@ const BASE: &str = "appendonly.aof.1.base.rdb";
 /// The length at which the next increment file begins.
 const INCREMENT_BYTES: u64 = 64 << 20;
 
-/// How many databases the restored server has where it is not known how many the source had. The
-/// baseline does not say how many it needs without being parsed; a server with too few of them
-/// refuses to start, and idle ones cost nothing.
+/// How many databases the restored server has at least. The baseline does not say how many it needs
+/// without being parsed, and what is known of the source may be older than it; a server with too few
+/// of them refuses to start, and idle ones cost nothing.
 const DATABASES_MIN: u32 = 1024;
 
 /// How much is read at once when everything is checked.
@@ -79,7 +79,7 @@ impl RedisFolder {
     pub(super) fn is_to_be(&mut self, setup: Option<&Setup>) {
         self.setup = setup.cloned();
         let databases = setup.and_then(|setup| setup::shaping(setup).1);
-        self.databases = databases.unwrap_or(DATABASES_MIN);
+        self.databases = databases.unwrap_or(0).max(DATABASES_MIN);
     }
 
     fn append_dir(&self) -> PathBuf {
@@ -205,7 +205,8 @@ impl RedisFolder {
     fn write_conf(&self) -> Result<()> {
         if let Some(setup) = self.setup.as_ref().filter(|setup| !setup.users.is_empty()) {
             let users = setup.users.join("\n") + "\n";
-            durable::create(&self.dir.join(USERS), users.as_bytes())?;
+            // It has their passwords' digests.
+            durable::create_private(&self.dir.join(USERS), users.as_bytes())?;
         }
         durable::create(&self.dir.join(CONF), self.configuration()?.as_bytes())
     }

@@ -5,7 +5,8 @@
 //! the master that it comes from, also where a replica is captured: the replica's own clock says
 //! nothing of what it has not received yet.
 //!
-//! **Invariant:** a server with another history is taken only if none that answers has the archive's.
+//! **Invariant:** a server with another history is taken only if all of them answer and none has the
+//! archive's: the one that does not answer now may be the one that has it.
 
 use super::control::Control;
 use crate::engine::{Endpoint, SourceOptions};
@@ -45,7 +46,7 @@ pub(super) async fn choose(options: &SourceOptions, resume: Option<&Position>) -
             }
         }
     }
-    match pick(&seen)? {
+    match pick(&seen, failed.is_none())? {
         Some(at) => Ok(Chosen { at: at.clone(), clock: at.clone() }),
         None => Err(failed.unwrap_or_else(|| Error::unavailable("none of the servers answers"))),
     }
@@ -74,8 +75,9 @@ impl Standing {
     }
 }
 
-/// The first master with the archive's history, else the first master; `None` if nobody answered.
-fn pick(seen: &[(Endpoint, Standing)]) -> Result<Option<&Endpoint>> {
+/// The first master with the archive's history, else, if there is no other server to be asked, the
+/// first master; `None` if nobody answered.
+fn pick(seen: &[(Endpoint, Standing)], is_all: bool) -> Result<Option<&Endpoint>> {
     let find = |wanted: fn(&Standing) -> bool| {
         seen.iter().find(|(_, standing)| wanted(standing)).map(|(endpoint, _)| endpoint)
     };
@@ -89,6 +91,14 @@ fn pick(seen: &[(Endpoint, Standing)]) -> Result<Option<&Endpoint>> {
             .hint("it is waited for until a replica that has it is promoted"));
     }
     match find(|it| it.is_master) {
+        Some(master) if !is_all => {
+            let wait = format!(
+                "{master} is a master with another history than the archive's, and not all servers \
+                 answer"
+            );
+            Err(Error::unavailable(wait)
+                .hint("one that does not answer may have it; take it out of `urls` if it is gone"))
+        }
         None if !seen.is_empty() => Err(Error::unavailable("none of the servers is a master")),
         master => Ok(master),
     }
@@ -139,7 +149,16 @@ mod tests {
     }
 
     fn picked(seen: &[(Endpoint, Standing)]) -> Result<Option<u16>> {
-        pick(seen).map(|at| at.map(|at| at.port))
+        pick(seen, true).map(|at| at.map(|at| at.port))
+    }
+
+    #[test]
+    fn another_history_is_taken_only_when_all_servers_answer() {
+        let (other, ours) = (server(1, true, false), server(2, true, true));
+        let error = pick(std::slice::from_ref(&other), false).unwrap_err();
+        assert_eq!(error.class(), Class::Unavailable, "{error}");
+        let seen = [other, ours];
+        assert_eq!(pick(&seen, false).unwrap().map(|at| at.port), Some(2));
     }
 
     #[test]

@@ -82,7 +82,8 @@ pub(super) async fn read(endpoint: &Endpoint) -> Result<Setup> {
     Ok(setup)
 }
 
-/// The answer to a command, or `None` and a note if the account may not ask.
+/// The answer to a command, or `None` and a note if the account may not ask, or the server has no
+/// command of that name (any more).
 async fn asked<T: FromRedisValue>(
     control: &mut Control,
     words: &[&str],
@@ -90,7 +91,7 @@ async fn asked<T: FromRedisValue>(
 ) -> Result<Option<T>> {
     match control.ask(words).await {
         Ok(answer) => Ok(Some(answer)),
-        Err(error) if error.class() == Class::Usage => {
+        Err(error) if matches!(error.class(), Class::Usage | Class::Refused) => {
             setup.unread.push(words.join(" "));
             Ok(None)
         }

@@ -123,6 +123,19 @@ impl Chain {
                 files.drain(..first);
                 let next = files.last().and_then(|last| place(&last.name));
                 files.extend(next.into_iter().flat_map(|i| increments.iter().skip(i + 1)).cloned());
+                // The server numbers them one after the other. One that could not be linked is
+                // missing here without a trace.
+                let numbers: Vec<Option<u64>> =
+                    files.iter().map(|entry| seq(&entry.name)).collect();
+                let is_next = |pair: &[Option<u64>]| match pair {
+                    [Some(one), Some(other)] => one.checked_add(1) == Some(*other),
+                    _ => false,
+                };
+                if !numbers.windows(2).all(is_next) {
+                    return Ok(Err(format!(
+                        "an increment behind {name} was removed by the server before it was read"
+                    )));
+                }
                 files
             }
         };
@@ -178,7 +191,9 @@ impl Chain {
 
     /// Lets go of the files before this one, all of which is durable.
     pub(super) fn release_before(&self, name: &str) -> Result<()> {
-        for entry in self.pinned_entries()?.into_iter().take_while(|entry| entry.name != *name) {
+        let Some(current) = seq(name) else { return Ok(()) };
+        let is_before = |entry: &Entry| seq(&entry.name).is_some_and(|seq| seq < current);
+        for entry in self.pinned_entries()?.into_iter().filter(is_before) {
             durable::remove(&self.pins.join(entry.name))?;
         }
         Ok(())

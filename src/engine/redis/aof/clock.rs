@@ -72,11 +72,24 @@ impl FileClock {
         if seen.written.is_some() {
             self.written.send_replace(seen.written);
         }
-        if seen.trouble.is_some() {
-            self.trouble.send_replace(seen.trouble);
+        if let Some(trouble) = seen.trouble {
+            self.complain(trouble);
             return Ok(None);
         }
         Ok(seen.end)
+    }
+}
+
+impl FileClock {
+    /// What comes later does not hide that nothing was written for a while.
+    fn complain(&self, trouble: String) {
+        self.trouble.send_if_modified(|said| {
+            let is_news = said.as_deref() != Some(OFF) && *said != Some(trouble.clone());
+            if is_news {
+                *said = Some(trouble);
+            }
+            is_news
+        });
     }
 }
 
@@ -90,7 +103,7 @@ impl Sampler for FileClock {
             Err(error) => {
                 let since = *self.silent_since.get_or_insert_with(Instant::now);
                 if since.elapsed() > GONE_AFTER {
-                    self.trouble.send_replace(Some(error.to_string()));
+                    self.complain(error.to_string());
                 }
             }
         }

@@ -1,3 +1,5 @@
+//! What becomes of a capture when its append-only files go on, end, shrink or vanish.
+
 use super::*;
 use rstest::rstest;
 
