@@ -13,6 +13,8 @@ mod endpoint;
 mod counter;
 pub mod checkup;
 mod expiry;
+#[cfg(any(test, fuzzing))]
+mod fuzz;
 mod guard;
 #[cfg(test)]
 mod mutate;

@@ -105,7 +105,7 @@ const ODD_MYSQL: &str = r#"
 async fn fill(server: &Mysqld, statements: &str) {
     let mut conn = server.conn().await;
     conn.query_drop("SET NAMES utf8mb4, sql_mode = ''").await.unwrap();
-    for statement in statements.split(";\n") {
+    for statement in server.worded(statements).split(";\n") {
         conn.query_drop(statement).await.unwrap_or_else(|error| panic!("{error}\n{statement}"));
     }
 }

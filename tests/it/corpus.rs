@@ -81,21 +81,23 @@ impl Corpus {
     /// What a Redis server saves, with how far its expiries are moved behind the magic number.
     async fn saved(&self, name: &str, args: &[&str]) {
         let redis = RedisServer::start(args).await;
-        for command in REDIS {
-            let words: Vec<String> =
-                command.split(' ').map(|word| word.replace("\\n", "\n")).collect();
-            let mut words: Vec<&str> = words.iter().map(String::as_str).collect();
-            let code = words.get(2..).unwrap_or_default().join(" ");
-            if words[0] == "FUNCTION" {
-                words.truncate(2);
-                words.push(&code);
-            }
-            let _: ::redis::Value = redis.cmd(&words).await;
-        }
+        fill(&redis).await;
         let _: String = redis.cmd(&["SAVE"]).await;
         let rdb = std::fs::read(redis.datadir().join("dump.rdb")).unwrap();
         let moved = 3_600_000_i64.to_le_bytes();
         self.put("rdb", name, &[&rdb[..9], &moved, &rdb[9..]].concat());
+    }
+
+    /// What a Redis server appends to its file, with how it is cut up before it.
+    async fn appended(&self) {
+        let on = ["--appendonly", "yes", "--aof-timestamp-enabled", "yes"];
+        let redis = RedisServer::start(&on).await;
+        fill(&redis).await;
+        let script = "redis.call('SET', 'k', '*1') redis.call('DEL', 'k')";
+        let _: ::redis::Value = redis.cmd(&["EVAL", script, "0"]).await;
+        redis.cmd_in::<()>(3, &["SET", "elsewhere", ""]).await;
+        let file = redis.datadir().join("appendonlydir/appendonly.aof.1.incr.aof");
+        self.put("commands", "file", &[b"\x15", &std::fs::read(file).unwrap()[..]].concat());
     }
 
     async fn files(&mut self, name: &str, server: &Mysqld) {
@@ -111,6 +113,19 @@ impl Corpus {
                 self.file(&format!("{name}-{number}"), &std::fs::read(entry.path()).unwrap());
             }
         }
+    }
+}
+
+async fn fill(redis: &RedisServer) {
+    for command in REDIS {
+        let words: Vec<String> = command.split(' ').map(|word| word.replace("\\n", "\n")).collect();
+        let mut words: Vec<&str> = words.iter().map(String::as_str).collect();
+        let code = words.get(2..).unwrap_or_default().join(" ");
+        if words[0] == "FUNCTION" {
+            words.truncate(2);
+            words.push(&code);
+        }
+        let _: ::redis::Value = redis.cmd(&words).await;
     }
 }
 
@@ -142,5 +157,6 @@ async fn the_corpus_is_made_anew_from_real_servers() {
     let few = ["hash", "zset"].map(|kind| format!("--{kind}-max-listpack-entries"));
     let few: Vec<&str> = few.iter().flat_map(|name| [name.as_str(), "1"]).collect();
     corpus.saved("large", &[&few[..], &["--set-max-intset-entries", "1"]].concat()).await;
+    corpus.appended().await;
     println!("types of events: {:?}", corpus.kinds);
 }

@@ -4,6 +4,7 @@
 
 pub(crate) mod harness;
 
+use crate::apply_sql::far;
 use crate::support::{Mariadbd, Mysqld, eventually};
 use bytes::Bytes;
 use harness::*;
@@ -105,6 +106,31 @@ async fn a_baseline_holds_schemas_and_accounts_and_loads_into_a_running_server()
         .await;
     assert!(body.contains("/* kept */"));
     assert_eq!(target.gtid_executed().await, taken.meta.position.gtids);
+}
+
+#[tokio::test]
+async fn rights_that_only_the_source_knows_are_left_out_and_named() {
+    let source = Mysqld::start(&[]).await;
+    // As another version does, a plugin brings a right of its own.
+    source
+        .sql(
+            "INSTALL PLUGIN rewriter SONAME 'rewriter.so'; CREATE USER a; CREATE USER b;
+             GRANT BACKUP_ADMIN, SKIP_QUERY_REWRITE, XA_RECOVER_ADMIN ON *.* TO a;
+             GRANT SKIP_QUERY_REWRITE ON *.* TO b WITH GRANT OPTION; GRANT SELECT ON x.* TO b",
+        )
+        .await;
+    let taken = baseline(&source).await;
+    let log = open_log(log_of(&source, &taken.meta.position).await, None);
+    let target = Mysqld::start(&[]).await;
+    let needs = needs(&source).await;
+    let (_, said) = restore(&mut running(&target), &needs, &taken, log, &far()).await.unwrap();
+    let named = "`a`@`%` and `b`@`%` without SKIP_QUERY_REWRITE, which this server does not have";
+    assert!(said.contains(named), "{said}");
+    let grants = target.rows::<String>("SHOW GRANTS FOR a").await;
+    let kept = "GRANT BACKUP_ADMIN,XA_RECOVER_ADMIN ON *.* TO `a`@`%`";
+    assert_eq!(grants, ["GRANT USAGE ON *.* TO `a`@`%`", kept]);
+    let grants = target.rows::<String>("SHOW GRANTS FOR b").await;
+    assert_eq!(grants, ["GRANT USAGE ON *.* TO `b`@`%`", "GRANT SELECT ON `x`.* TO `b`@`%`"]);
 }
 
 #[tokio::test]

@@ -106,11 +106,8 @@ async fn archived(kind: Kind) -> (Mysqld, Pitr) {
 
 /// Where the source's log ends.
 async fn place(source: &Mysqld) -> (String, u64) {
-    let mut conn = source.conn().await;
-    let row: mysql_async::Row = match conn.query_first("SHOW BINARY LOG STATUS").await {
-        Ok(row) => row.unwrap(),
-        Err(_) => conn.query_first("SHOW MASTER STATUS").await.unwrap().unwrap(),
-    };
+    let status = if source.is_mariadb() { "SHOW MASTER STATUS" } else { "SHOW BINARY LOG STATUS" };
+    let row: mysql_async::Row = source.row(status).await;
     (row.get(0).unwrap(), row.get(1).unwrap())
 }
 

@@ -4,6 +4,7 @@
 //! `fuzz/` holds the targets for cargo-fuzz; `fixtures/corpus/` holds bytes of real servers, which
 //! the tests below put through the same functions.
 
+use super::changes::Changes;
 use super::event::{
     Checksum, FormatDescription, GtidEvent, HEAD_BYTES, Head, Heartbeat, MAGIC, Query, Rotate,
     body, kind, parse_executed_list, renew_crc,
@@ -14,7 +15,9 @@ use super::maria::BinlogState;
 use super::packet::{ANSWER_LIMIT, FragmentDecoder, PacketCodec};
 use super::shape::{Shape, file_head};
 use super::stream::{End, Splitter, Track};
+use crate::engine::decode::Interest;
 use crate::error::Result;
+use crate::position::Position;
 use bytes::{Bytes, BytesMut};
 use tokio_util::codec::Decoder;
 
@@ -115,6 +118,17 @@ pub fn stream(data: &[u8]) {
     drop(shape.push(Bytes::copy_from_slice(&log)));
 }
 
+/// A whole file, with its rows and their values, whatever pieces it comes in (as for [`stream`]).
+pub fn changes(data: &[u8]) {
+    let Some((piece, log)) = data.split_first() else { return };
+    let mut log = log.to_vec();
+    renew_crcs(&mut log);
+    let rows = || Interest { rows: true, ..Interest::default() };
+    let (at, log) = (Position::new("binlog.000001", 0), [&MAGIC[..], &log].concat());
+    let piece = usize::from(*piece) + 1;
+    crate::engine::fuzz::decode(|| Box::new(Changes::new(rows())), &at, &log, piece);
+}
+
 /// What a walk over a file finds: where records end, where the last whole event ends, the set
 /// there, and whether it came to the end.
 type Found = (Vec<u64>, u64, Option<String>, bool);
@@ -156,6 +170,15 @@ mod tests {
 
     type Target = fn(&[u8]);
 
+    /// Each with the part of the corpus that it takes.
+    const TARGETS: [(&str, Target); 5] = [
+        ("packets", packets),
+        ("event", event),
+        ("gtids", gtids),
+        ("stream", stream),
+        ("stream", changes),
+    ];
+
     /// How often each file is spoiled.
     const ROUNDS: u32 = 300;
 
@@ -172,9 +195,7 @@ mod tests {
 
     #[test]
     fn what_real_servers_send_goes_through_every_fuzz_target() {
-        let targets: [(&str, Target); 4] =
-            [("packets", packets), ("event", event), ("gtids", gtids), ("stream", stream)];
-        for (part, target) in targets {
+        for (part, target) in TARGETS {
             for bytes in corpus(part) {
                 target(&bytes);
             }
@@ -183,9 +204,7 @@ mod tests {
 
     #[test]
     fn every_fuzz_target_bears_what_real_servers_send_with_something_wrong_in_it() {
-        let targets: [(&str, Target); 4] =
-            [("packets", packets), ("event", event), ("gtids", gtids), ("stream", stream)];
-        for (part, target) in targets {
+        for (part, target) in TARGETS {
             for bytes in corpus(part) {
                 crate::engine::mutate::each(&bytes, ROUNDS, target);
             }

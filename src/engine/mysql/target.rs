@@ -9,7 +9,7 @@
 //! **Invariant:** a folder whose restore did not come to its end holds a file that says so, and
 //! a server keeps its replication settings then: neither can be taken for a restored one.
 
-use super::accounts;
+use super::accounts::{self, Account};
 use super::apply::way::Way;
 use super::apply::{self, Names};
 use super::events::States;
@@ -506,6 +506,13 @@ impl MysqlTarget {
         said.extend(kept.map(|kept| format!(", {kept}")));
         if let Some(session) = self.session.take() {
             session.disconnect().await.unavailable(|| "close a connection".into())?;
+        }
+        for (privilege, who) in &self.accounts.unknown {
+            let who: Vec<String> = who.iter().map(Account::quoted).collect();
+            said.push_str(&format!(
+                ", {} without {privilege}, which this server does not have",
+                who.join(" and ")
+            ));
         }
         match &mut self.place {
             Place::Running(_) => {

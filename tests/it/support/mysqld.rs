@@ -4,6 +4,7 @@ use super::process::{self, Process};
 use super::{SERVER_DEADLINE, eventually};
 use mysql_async::prelude::{FromRow, Queryable};
 use mysql_async::{Conn, OptsBuilder};
+use std::borrow::Cow;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
@@ -28,6 +29,7 @@ pub(crate) struct Mysqld {
     args: Vec<String>,
     port: u16,
     server_id: u32,
+    version: String,
     dir: TempDir,
 }
 
@@ -70,6 +72,7 @@ impl Mysqld {
             args: args.iter().map(|&arg| arg.to_owned()).collect(),
             port: process::free_port(),
             server_id: rand::random_range(1_000..0x7fff_ffff),
+            version: process::version(&flavour.program()),
             dir: tempfile::Builder::new().prefix("pitr-mysql-").tempdir().unwrap(),
         };
         copy_dir(data, &server.datadir());
@@ -198,7 +201,8 @@ impl Mysqld {
     /// `/*!50003 TRIGGER … ; */` that no server loads.
     pub(crate) async fn sql(&self, statements: &str) {
         let mut conn = self.conn().await;
-        conn.query_drop(statements)
+        let statements = self.worded(statements);
+        conn.query_drop(&*statements)
             .await
             .unwrap_or_else(|error| panic!("{error}\nin: {statements:.300}"));
         conn.disconnect().await.unwrap();
@@ -207,7 +211,8 @@ impl Mysqld {
     /// All rows of a query.
     pub(crate) async fn rows<T: FromRow + Send + 'static>(&self, query: &str) -> Vec<T> {
         let mut conn = self.conn().await;
-        let rows = conn.query(query).await.unwrap_or_else(|error| panic!("{error}\nin: {query}"));
+        let query = self.worded(query);
+        let rows = conn.query(&*query).await.unwrap_or_else(|error| panic!("{error}\nin: {query}"));
         conn.disconnect().await.unwrap();
         rows
     }
@@ -215,6 +220,26 @@ impl Mysqld {
     /// The first row of a query.
     pub(crate) async fn row<T: FromRow + Send + 'static>(&self, query: &str) -> T {
         self.rows(query).await.into_iter().next().unwrap_or_else(|| panic!("no row: {query}"))
+    }
+
+    /// Statements in the words of a MySQL 8.0 or 8.4, if it is one.
+    pub(crate) fn worded<'a>(&self, statements: &'a str) -> Cow<'a, str> {
+        let mut worded = Cow::Borrowed(statements);
+        let mut say = |new: &str, old: &str| {
+            if worded.contains(new) {
+                worded = worded.replace(new, old).into();
+            }
+        };
+        if self.version.contains(" Ver 8.0.") {
+            say("SHOW BINARY LOG STATUS", "SHOW MASTER STATUS");
+            say("RESET BINARY LOGS AND GTIDS", "RESET MASTER");
+        }
+        if self.version.contains(" Ver 8.") {
+            say("VECTOR(3)", "VARBINARY(40)");
+            say("STRING_TO_VECTOR(", "SHA1(");
+            say("TO_VECTOR(", "SHA1(");
+        }
+        worded
     }
 
     /// `@@gtid_executed`, without line breaks.

@@ -22,7 +22,7 @@ use crate::engine::Meter;
 use crate::error::{Context, Error, Result};
 use bytes::{Buf, Bytes, BytesMut};
 use mysql_async::Conn;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use tokio::sync::mpsc;
 
 /// The first line must end within this many bytes.
@@ -169,6 +169,8 @@ pub(super) struct Accounts {
     pub(super) kept: Vec<Account>,
     /// Those that lack something, because the server did not allow it.
     pub(super) lacking: BTreeSet<Account>,
+    /// Dynamic privileges of the source that the server does not know, and who lacks them.
+    pub(super) unknown: BTreeMap<String, BTreeSet<Account>>,
 }
 
 async fn apply_accounts(
@@ -186,7 +188,7 @@ async fn apply_accounts(
             || SYSTEM_ACCOUNTS.contains(&account.user.as_str())
             || rights == Rights::Some && there.contains(account)
     };
-    let mut lacking = BTreeSet::new();
+    let (mut lacking, mut unknown) = (BTreeSet::new(), BTreeMap::new());
     let named: BTreeSet<&Account> =
         statements.iter().filter_map(|(account, _)| account.as_ref()).collect();
     // What the target has under these names gives way to what the source had.
@@ -211,18 +213,51 @@ async fn apply_accounts(
         })
         .await;
         // Access denied, for one reason or another; an account that was not made.
-        let denied =
-            matches!(ask::server_code(&run), Some(1044 | 1045 | 1142 | 1227 | 1396 | 1410 | 3523));
+        let code = ask::server_code(&run);
+        let denied = matches!(code, Some(1044 | 1045 | 1142 | 1227 | 1396 | 1410 | 3523));
         match (run, account) {
             (Err(error), Some(account)) if rights == Rights::Some && denied => {
                 tracing::warn!("{}: {error}", account.quoted());
                 lacking.insert(account.clone());
             }
+            (Err(error), Some(account)) if code == Some(NOT_REGISTERED) => {
+                let known = dynamic_privileges(conn).await?;
+                let Some((grant, others)) = known_part(sql, &known) else { return Err(error) };
+                if let Some(grant) = grant {
+                    ask::run(conn, &grant, || grant.clone()).await?;
+                }
+                for privilege in others {
+                    let who: &mut BTreeSet<Account> = unknown.entry(privilege).or_default();
+                    who.insert(account.clone());
+                }
+            }
             (run, _) => run?,
         }
     }
     let kept = named.into_iter().filter(|account| left_alone(account)).cloned().collect();
-    Ok(Accounts { kept, lacking })
+    Ok(Accounts { kept, lacking, unknown })
+}
+
+/// What a server says to a GRANT of a dynamic privilege that nothing in it has registered
+/// (`ER_SYNTAX_ERROR`; `grant_dynamic_privilege` in the server's `sql/auth/sql_authorization.cc`).
+const NOT_REGISTERED: u16 = 1149;
+
+/// The dynamic privileges that a server knows, among its others.
+async fn dynamic_privileges(conn: &mut Conn) -> Result<BTreeSet<String>> {
+    let rows: Vec<(String, String, String)> =
+        ask::rows(conn, "SHOW PRIVILEGES", || "list the privileges of the server".into()).await?;
+    Ok(rows.into_iter().map(|(privilege, _, _)| privilege.to_uppercase()).collect())
+}
+
+/// Of a GRANT of dynamic privileges, as `SHOW GRANTS` writes it, what a server can do that knows
+/// these (`None` if nothing is left), and the privileges that are left out. `None` if it is another
+/// statement, or all are known.
+fn known_part(sql: &str, known: &BTreeSet<String>) -> Option<(Option<String>, Vec<String>)> {
+    let (privileges, to) = sql.strip_prefix("GRANT ")?.split_once(" ON *.* TO ")?;
+    let privileges = privileges.split(',').map(|name| name.trim().to_owned());
+    let (there, others): (Vec<_>, Vec<_>) = privileges.partition(|name| known.contains(name));
+    let grant = format!("GRANT {} ON *.* TO {to}", there.join(","));
+    (!others.is_empty()).then(|| ((!there.is_empty()).then_some(grant), others))
 }
 
 /// Forgets the GTIDs that the server has executed so far and takes over those of a baseline.
@@ -297,6 +332,25 @@ mod tests {
         let expected =
             vec![(Some(account), "GRANT x".to_owned()), (None, "FLUSH PRIVILEGES".to_owned())];
         assert_eq!(baseline.accounts().await.unwrap(), expected);
+    }
+
+    #[rstest]
+    #[case("GRANT A,B_C,D ON *.* TO `x`@`%` WITH GRANT OPTION",
+        Some((Some("GRANT A,D ON *.* TO `x`@`%` WITH GRANT OPTION"), &["B_C"][..])))]
+    #[case("GRANT B_C ON *.* TO `x`@`%`", Some((None, &["B_C"][..])))]
+    #[case("GRANT A,D ON *.* TO `x`@`%`", None)]
+    #[case("GRANT B_C ON `s`.* TO `x`@`%`", None)]
+    #[case("CREATE USER `x`@`%`", None)]
+    fn a_grant_is_done_as_far_as_the_server_knows_it(
+        #[case] sql: &str,
+        #[case] expected: Option<(Option<&str>, &[&str])>,
+    ) {
+        let known = ["A", "D"].map(str::to_owned).into();
+        let part = known_part(sql, &known);
+        let part = part.as_ref().map(|(grant, others)| {
+            (grant.as_deref(), others.iter().map(String::as_str).collect::<Vec<_>>())
+        });
+        assert_eq!(part, expected.map(|(grant, others)| (grant, others.to_vec())));
     }
 
     #[tokio::test]
