@@ -6,7 +6,7 @@
 //! **Invariant:** nothing is changed: not at a source, not in the archive, not in the process that
 //! captures.
 
-mod host;
+pub(crate) mod host;
 
 use crate::archive::{self, Archive};
 use crate::clock::{Timestamp, in_zone};

@@ -14,6 +14,8 @@ mod page;
 
 use crate::archive::Archive;
 use crate::clock::{Timestamp, Tz, in_zone};
+use crate::doctor::host;
+use crate::durable::Lock;
 use crate::engine::inspect::Outcome;
 use crate::engine::{Apply, Endpoint, Keys, SourceOptions, Ttl};
 use crate::error::{Class, Context, Error, Result};
@@ -22,7 +24,7 @@ use crate::plan::{self, JointWindow};
 use crate::restore::{self, Goal, Progress};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -111,27 +113,82 @@ pub struct Past {
     pub begun_at: Timestamp,
 }
 
-/// A folder that is removed with everything in it.
-struct Scratch(PathBuf);
+/// How the names of scratch folders begin.
+const SCRATCH: &str = "pitr-drill-";
+
+/// How old a scratch folder is at least that nobody holds any more.
+const STALE: Duration = Duration::from_mins(1);
+
+/// A folder that is removed with everything in it, and held as long as it is used.
+struct Scratch {
+    dir: PathBuf,
+    _lock: Lock,
+}
 
 impl Scratch {
+    /// Makes one, after those were removed that drills left behind that were killed.
     fn create(below: Option<&Path>) -> Result<Self> {
         let below = below.map_or_else(std::env::temp_dir, Path::to_owned);
-        let dir = below.join(format!("pitr-drill-{}", uuid::Uuid::new_v4().simple()));
+        let dir = below.join(format!("{SCRATCH}{}", uuid::Uuid::new_v4().simple()));
         std::fs::DirBuilder::new()
             .mode(0o700)
             .create(&dir)
             .unavailable(|| format!("create {}", dir.display()))?;
-        Ok(Self(dir))
+        let scratch = Self { _lock: Lock::exclude(&dir)?, dir };
+        scratch
+            .remove_stale(&below)
+            .unavailable(|| format!("remove old folders in {}", below.display()))?;
+        Ok(scratch)
+    }
+
+    /// Removes the folders beside this one that are of the same user and held by nobody.
+    fn remove_stale(&self, below: &Path) -> std::io::Result<()> {
+        let mine = std::fs::symlink_metadata(&self.dir)?;
+        for entry in std::fs::read_dir(below)? {
+            let entry = entry?;
+            let is_scratch =
+                entry.file_name().to_str().is_some_and(|name| name.starts_with(SCRATCH));
+            if !is_scratch || entry.path() == self.dir {
+                continue;
+            }
+            let (path, found) = (entry.path(), entry.metadata()?);
+            let age = mine.modified()?.duration_since(found.modified()?).unwrap_or_default();
+            let is_old = found.is_dir() && found.uid() == mine.uid() && age >= STALE;
+            if is_old && let Ok(_lock) = Lock::exclude(&path) {
+                tracing::info!("{} was left behind by a drill: it is removed", path.display());
+                std::fs::remove_dir_all(&path)?;
+            }
+        }
+        Ok(())
     }
 }
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        if let Err(error) = std::fs::remove_dir_all(&self.0) {
-            tracing::warn!("remove {}: {error}", self.0.display());
+        if let Err(error) = std::fs::remove_dir_all(&self.dir) {
+            tracing::warn!("remove {}: {error}", self.dir.display());
         }
     }
+}
+
+/// How many times as much room as the data a restored server takes, with its indexes and logs.
+const ROOM: u64 = 2;
+
+/// Looks whether `dir` has room for what is restored: a disk that is full of it would hold up
+/// everything else that writes there.
+fn check_room(dir: &Path, bytes_raw: u64) -> Result<()> {
+    let (free, wanted) = (host::free_bytes(dir)?, bytes_raw.saturating_mul(ROOM));
+    if free >= wanted {
+        return Ok(());
+    }
+    let mib = |bytes: u64| bytes >> 20;
+    let below = dir.parent().unwrap_or(dir).display();
+    Err(Error::unavailable(format!(
+        "{below} has {} MiB free, and the drill may need {} MiB",
+        mib(free),
+        mib(wanted)
+    ))
+    .hint("name a folder on a larger disk: --scratch, or [drill] dir"))
 }
 
 /// Rehearses, and files the report.
@@ -191,7 +248,7 @@ impl Report {
             configured: options.configured.clone(),
             to: Goal::Instant(self.to),
             targets: BTreeMap::new(),
-            into: Some(scratch.0.clone()),
+            into: Some(scratch.dir.clone()),
             listen: None,
             apply: Apply::Auto,
             databases: vec![],
@@ -214,6 +271,10 @@ impl Report {
         };
         if let Err(error) = planned.fits().await {
             // No tool, or none that fits: nothing is known of the archive.
+            self.is(Verdict::Inconclusive, &error);
+            return Ok(());
+        }
+        if let Err(error) = check_room(&scratch.dir, planned.bytes_raw()) {
             self.is(Verdict::Inconclusive, &error);
             return Ok(());
         }
@@ -367,6 +428,40 @@ mod tests {
         let window = |&(from, to): &(i64, i64)| JointWindow { from: at(from), to: at(to) };
         let windows: Vec<JointWindow> = windows.iter().map(window).collect();
         assert_eq!(pick(&windows, at(100), random), Some(at(hour)));
+    }
+
+    #[test]
+    fn a_scratch_folder_goes_with_its_drill_and_what_a_killed_one_left_goes_with_the_next() {
+        let below = tempfile::tempdir().unwrap();
+        let make = |name: &str| {
+            let dir = below.path().join(name);
+            std::fs::create_dir_all(dir.join("data")).unwrap();
+            dir
+        };
+        let age = |dir: &Path| {
+            let long_ago = std::time::SystemTime::UNIX_EPOCH;
+            std::fs::File::open(dir).unwrap().set_modified(long_ago).unwrap();
+        };
+        let (left, fresh) = (make("pitr-drill-left"), make("pitr-drill-fresh"));
+        let (held, other) = (make("pitr-drill-held"), make("other"));
+        let _held = Lock::exclude(&held).unwrap();
+        for dir in [&left, &held, &other] {
+            age(dir);
+        }
+        let scratch = Scratch::create(Some(below.path())).unwrap();
+        let dir = scratch.dir.clone();
+        assert!(dir.exists() && !left.exists());
+        assert!(fresh.exists() && held.exists() && other.exists());
+        drop(scratch);
+        assert!(!dir.exists());
+    }
+
+    #[test]
+    fn a_disk_without_room_is_not_filled() {
+        let dir = tempfile::tempdir().unwrap();
+        check_room(dir.path(), 1).unwrap();
+        let error = check_room(dir.path(), u64::MAX).unwrap_err();
+        assert!(error.to_string().contains("MiB free"), "{error}");
     }
 
     #[test]

@@ -25,7 +25,7 @@ Examples:
 
 Restores into scratch servers of programs on PATH, in a folder that is thrown away, and looks at all
 that is there. The report stays in the archive, under drills/. Exit code 1 unless the drill is passed:
-failed, or inconclusive, if a tool is missing or it cannot be told.")]
+failed, or inconclusive, if a tool or room on the disk is missing or it cannot be told.")]
 pub(super) struct DrillArgs {
     /// RFC 3339, civil time (with --tz), or '10 minutes ago' [default: a random instant of the last day]
     #[arg(long, value_name = "T")]

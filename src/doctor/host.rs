@@ -55,7 +55,7 @@ pub(super) fn writable(root: &Path) -> Finding {
 }
 
 /// Free space for ordinary users on the disk of `path`, in bytes.
-pub(super) fn free_bytes(path: &Path) -> Result<u64> {
+pub(crate) fn free_bytes(path: &Path) -> Result<u64> {
     let output = system("df", &["-Pk", "--"], path)?;
     let text = String::from_utf8_lossy(&output.stdout);
     let odd = || {

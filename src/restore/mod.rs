@@ -280,6 +280,13 @@ impl Plan {
         Ok(report)
     }
 
+    /// How many bytes of baselines and of the logs behind them are read, uncompressed.
+    pub fn bytes_raw(&self) -> u64 {
+        let log =
+            |job: &Job| job.segments.iter().map(|segment| segment.totals.bytes_raw).sum::<u64>();
+        self.jobs.iter().map(|job| job.baseline.bytes_raw + log(job)).sum()
+    }
+
     /// Looks whether everything is there that the restore and the looks at it start.
     ///
     /// # Errors

@@ -133,6 +133,18 @@ async fn instants_before_between_and_behind_rewrites_come_back() {
 }
 
 #[tokio::test]
+async fn a_rewrite_that_fails_is_no_baseline_and_is_not_waited_for() {
+    let (server, pitr, _daemon) = captured(&OPTIONS).await;
+    // The next base cannot be put where it belongs.
+    let taken = server.datadir().join("appendonlydir/appendonly.aof.2.base.rdb");
+    std::fs::create_dir_all(taken.join("x")).unwrap();
+    let failed = pitr.run(&["baseline"]).await.exits(3);
+    assert!(failed.stderr.contains("BGREWRITEAOF failed"), "{}", failed.stderr);
+    std::fs::remove_dir_all(&taken).unwrap();
+    pitr.run(&["baseline"]).await.ok();
+}
+
+#[tokio::test]
 async fn a_server_that_dies_goes_on_without_a_gap() {
     let (mut server, pitr, daemon) = captured(&OPTIONS).await;
     write(&server, 0).await;

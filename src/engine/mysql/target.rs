@@ -600,7 +600,8 @@ impl MysqlTarget {
         let conn = self.session.as_mut().ok_or_else(|| Error::bug("no connection"))?;
         self.globals.change(conn, "event_scheduler", "OFF").await?;
         if running {
-            // A load that is interrupted starts over, so nothing is lost by this.
+            // A crash of the host takes the end of the redo log: what a load that goes on counts
+            // as whole was noted behind it.
             self.globals.change(conn, "innodb_flush_log_at_trx_commit", "2").await?;
             // Else a function that may do anything cannot be created where a binlog is written, by
             // nobody (error 1418).

@@ -58,7 +58,7 @@ pub(super) async fn read(endpoint: &Endpoint) -> Result<Setup> {
         asked::<BTreeMap<String, String>>(&mut control, &["CONFIG", "GET", "*"], &mut setup).await?
     {
         for (name, value) in settings {
-            if !is_secret(&name) {
+            if !is_secret(&name, &value) {
                 setup.settings.insert(name, value);
             } else if !value.is_empty() {
                 setup.withheld.push(name);
@@ -100,11 +100,20 @@ async fn asked<T: FromRedisValue>(
 }
 
 /// Whether a setting holds something that is not for others: those of the server (`requirepass`,
-/// `masterauth`, `primaryauth`, `tls-key-file-pass`), and those of modules by their names.
-fn is_secret(name: &str) -> bool {
+/// `masterauth`, `primaryauth`, `tls-key-file-pass`), those of modules by their names (which have a
+/// dot, as in `search.key`), and urls with a password.
+fn is_secret(name: &str, value: &str) -> bool {
     let name = name.to_ascii_lowercase();
     let within = ["pass", "secret", "token", "credential"];
-    name.ends_with("auth") || within.iter().any(|word| name.contains(word))
+    let is_key = name.contains('.') && name.ends_with("key");
+    let authority = value.split_once("://").and_then(|(_, rest)| rest.split('/').next());
+    let has_password = authority.is_some_and(|authority| {
+        authority.rsplit_once('@').is_some_and(|(user, _)| user.contains(':'))
+    });
+    name.ends_with("auth")
+        || is_key
+        || within.iter().any(|word| name.contains(word))
+        || has_password
 }
 
 /// One of `MODULE LIST`. Its arguments may hold secrets, and are left out.
@@ -175,11 +184,21 @@ mod tests {
     #[case("tls-key-file-pass", true)]
     #[case("tls-client-key-file-pass", true)]
     #[case("search.oss-global-password", true)]
+    #[case("search.license_key", true)]
+    #[case("tls-key-file", false)]
     #[case("tls-auth-clients", false)]
     #[case("masteruser", false)]
     #[case("maxmemory-policy", false)]
     fn a_secret_is_known_by_its_name(#[case] name: &str, #[case] secret: bool) {
-        assert_eq!(is_secret(name), secret);
+        assert_eq!(is_secret(name, ""), secret);
+    }
+
+    #[test]
+    fn a_url_with_a_password_is_a_secret() {
+        assert!(is_secret("proxy", "http://user:geheim@host:1/"));
+        for harmless in ["http://host:1/a:b@c", "http://user@host", "a:b@c", ""] {
+            assert!(!is_secret("proxy", harmless), "{harmless}");
+        }
     }
 
     #[test]

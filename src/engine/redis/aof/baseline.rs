@@ -50,6 +50,16 @@ pub(super) async fn take(source: &AofSource, out: mpsc::Sender<Bytes>) -> Result
             }
             tokio::time::sleep(LOOK_EVERY).await;
             base = find(source).await?;
+            let info = control.info("persistence").await?;
+            let is = |name: &str, value: &str| info.get(name).is_some_and(|is| is == value);
+            if copied.as_ref() == Some(&base.name)
+                && is("aof_rewrite_in_progress", "0")
+                && is("aof_rewrite_scheduled", "0")
+                && is("aof_last_bgrewrite_status", "err")
+            {
+                return Err(Error::unavailable(format!("BGREWRITEAOF failed at {endpoint}"))
+                    .hint("its log says why: mostly a full disk, or no memory for a child"));
+            }
         }
     }
     let Base { name, mut file, increment } = base;
