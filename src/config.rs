@@ -74,6 +74,8 @@ pub struct Drill {
     pub every: Option<Duration>,
     /// Where the scratch folder is made.
     pub dir: Option<PathBuf>,
+    /// Whether the daemon writes a [`canary`](crate::engine::canary) into each source.
+    pub canary: bool,
 }
 
 #[derive(Deserialize)]
@@ -146,6 +148,8 @@ struct RetentionTable {
 struct DrillTable {
     every: Option<String>,
     dir: Option<PathBuf>,
+    #[serde(default)]
+    canary: bool,
 }
 
 #[derive(Deserialize, Default)]
@@ -232,7 +236,7 @@ impl Config {
             baseline_at,
             baseline_zone,
             retention: Policy { days, min_baselines },
-            drill: Drill { every, dir: file.drill.dir },
+            drill: Drill { every, dir: file.drill.dir, canary: file.drill.canary },
             sealing: Sealing { max_bytes, max_age: Duration::from_secs(max_seconds) },
             level,
         })

@@ -8,6 +8,7 @@
 
 mod newest;
 mod auditing;
+mod canary;
 mod pruning;
 mod setup;
 mod rehearsing;
@@ -304,6 +305,9 @@ async fn run_while<T>(
         });
         stations.push(Arc::clone(&station));
         tasks.spawn(supervise(Arc::clone(&station), config.clone(), stopped.clone()));
+        if automatic && config.drill.canary {
+            tasks.spawn(canary::keep(Arc::clone(&station), stopped.clone()));
+        }
         tasks.spawn(auditing::keep_hours(Arc::clone(&station), stopped.clone()));
         tasks.spawn(keep_baselines(station, config.clone(), asked, stopped.clone()));
     }

@@ -112,7 +112,7 @@ async fn show(
         in_place: None,
         databases: vec![],
         clean: vec![],
-        inspect: false,
+        inspect: None,
     };
     let report = restore::prepare(&options)?.run(&Arc::new(Progress::default())).await?;
     for source in &report.sources {

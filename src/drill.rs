@@ -46,6 +46,8 @@ pub struct Options {
     pub configured: Vec<Endpoint>,
     /// The instant; a random one of the last day, if none is named.
     pub to: Option<Timestamp>,
+    /// Whether the sources are expected to have a [`canary`](crate::engine::canary).
+    pub canary: bool,
     /// Where the scratch folder is made: it has to take all data. The system's temporary folder by
     /// default.
     pub scratch: Option<PathBuf>,
@@ -256,7 +258,7 @@ impl Report {
             keys: Keys::default(),
             in_place: None,
             clean: vec![],
-            inspect: true,
+            inspect: Some(restore::Look { canary: options.canary }),
         });
         let planned = match planned {
             // Nothing was tried: whoever named the instant is told at once.

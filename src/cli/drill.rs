@@ -63,6 +63,7 @@ pub(super) fn drill(config: &Config, args: &DrillArgs, json: bool) -> Result<()>
         sources: chosen(config, &args.source)?,
         configured: config.sources.iter().flat_map(SourceOptions::endpoints).cloned().collect(),
         to,
+        canary: config.drill.canary,
         scratch: args.scratch.clone().or_else(|| config.drill.dir.clone()),
     };
     let progress = Arc::new(Progress::default());

@@ -186,7 +186,7 @@ pub(super) fn restore(config: &Config, args: &RestoreArgs, json: bool) -> Result
         },
         in_place: args.confirm.clone(),
         clean: args.clean_target.clone(),
-        inspect: false,
+        inspect: None,
     };
     if let Some(name) = args.clean_target.iter().find(|name| !options.targets.contains_key(*name)) {
         return Err(Error::usage(format!("--clean-target {name}, which has no --target")));

@@ -56,6 +56,10 @@ impl Source for Faulty {
         unreachable!()
     }
 
+    fn canary(&self) -> Work<'_, ()> {
+        unreachable!()
+    }
+
     fn hold(&self) -> Work<'_, Box<dyn Hold>> {
         unreachable!()
     }

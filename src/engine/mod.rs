@@ -10,6 +10,7 @@
 //! [`Continuity::Broken`]: crate::record::Continuity::Broken
 
 mod endpoint;
+pub mod canary;
 mod counter;
 pub mod checkup;
 mod expiry;
@@ -98,6 +99,12 @@ pub trait Source: Send + Sync + fmt::Debug {
     /// # Errors
     /// Unavailable, if the source does not say it.
     fn place<'a>(&'a self, name: &'a str) -> Work<'a, Placed>;
+
+    /// Writes the source's time into the source itself: see [`canary`].
+    ///
+    /// # Errors
+    /// Unavailable, if it cannot be reached or does not allow it.
+    fn canary(&self) -> Work<'_, ()>;
 
     /// Makes ready to hold the source's writes for a moment. Holds nothing yet.
     ///
@@ -230,8 +237,13 @@ pub trait Target: Send + fmt::Debug {
     }
 
     /// Reads everything that is there. Asked for twice, before and after [`Target::finish`]: a
-    /// target looks when it can.
-    fn inspect(&mut self, _is_finished: bool) -> Work<'_, Vec<Check>> {
+    /// target looks when it can. With an instant, the canary has to be of shortly before it.
+    fn inspect<'a>(
+        &'a mut self,
+        _baseline: &'a BaselineMeta,
+        _is_finished: bool,
+        _canary: Option<Timestamp>,
+    ) -> Work<'a, Vec<Check>> {
         Box::pin(async { Ok(vec![]) })
     }
 

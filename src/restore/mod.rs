@@ -73,8 +73,15 @@ pub struct Options {
     /// Names of sources whose targets are cleaned first, if an interrupted restore left them half
     /// filled.
     pub clean: Vec<String>,
-    /// Whether everything is read that was restored, for a rehearsal.
-    pub inspect: bool,
+    /// What is looked at beyond the restore itself, for a rehearsal.
+    pub inspect: Option<Look>,
+}
+
+/// How a rehearsal looks at everything that was restored.
+#[derive(Debug, Clone, Copy)]
+pub struct Look {
+    /// Whether the source is expected to have a [`canary`](crate::engine::canary).
+    pub canary: bool,
 }
 
 /// What a restore goes to.
@@ -204,7 +211,7 @@ pub struct Plan {
     keys: Keys,
     in_place: bool,
     clean: Vec<String>,
-    inspect: bool,
+    inspect: Option<Look>,
     store: Local,
     /// Nothing that was planned with is deleted meanwhile.
     _reading: Option<durable::Lock>,
@@ -328,7 +335,7 @@ impl Plan {
             self.jobs.iter().zip(&mut targets).zip(report.sources.iter_mut().zip(versions))
         {
             let doing = || format!("restore {} into {}", job.options.name, job.target());
-            job.run(target.as_mut(), &self.store, done, progress, self.inspect)
+            job.run(target.as_mut(), &self.store, done, progress, (self.to, self.inspect))
                 .await
                 .map_err(|error| error.context(doing()))?;
             done.target_version = version;
@@ -396,7 +403,7 @@ impl Job {
         store: &Local,
         report: &mut SourceReport,
         progress: &Arc<Progress>,
-        inspect: bool,
+        (to, look): (Timestamp, Option<Look>),
     ) -> Result<()> {
         let begun = Instant::now();
         let mut looked = Duration::ZERO;
@@ -404,7 +411,7 @@ impl Job {
         progress.begin_with(doing, self.baseline.bytes_raw, target.meter());
         target.load(&self.baseline, self.open_baseline(store, progress)).await?;
         report.seconds.baseline = begun.elapsed().as_secs_f64();
-        if inspect {
+        if look.is_some() {
             let looking = Instant::now();
             progress.begin(format!("look at the baseline of {}", self.options.name), 0);
             let held = target.contents(&self.baseline).await?;
@@ -425,10 +432,12 @@ impl Job {
                 report.checked = target.finish(&applied).await?;
                 report.check = "passed";
             }
-            if inspect {
+            if let Some(look) = look {
                 let looking = Instant::now();
                 progress.begin(format!("look at all of {}", self.options.name), 0);
-                report.inspection.extend(target.inspect(is_finished).await?);
+                let canary = look.canary.then_some(to);
+                let found = target.inspect(&self.baseline, is_finished, canary).await?;
+                report.inspection.extend(found);
                 looked += looking.elapsed();
             }
         }

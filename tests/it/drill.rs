@@ -3,6 +3,7 @@
 
 use crate::instants::until_windows;
 use crate::support::{Mariadbd, Mysqld, Output, Pitr, RedisServer, eventually};
+use pitr::engine::SPAN;
 use pitr::manifest::BaselineMeta;
 use serde_json::Value;
 use std::path::PathBuf;
@@ -72,6 +73,87 @@ fn baseline(pitr: &Pitr, source: &str) -> BaselineMeta {
     BaselineMeta::decode(&std::fs::read(baseline_json(pitr, source)).unwrap()).unwrap()
 }
 
+/// An instant now, once everything before it is archived, and known to be before it: where logs have
+/// no commit times, somebody looked at the clock in between.
+async fn archived(pitr: &Pitr) -> String {
+    let mut to = String::new();
+    for _ in 0..2 {
+        tokio::time::sleep(2 * SPAN).await;
+        #[expect(clippy::disallowed_methods, reason = "the test stands outside of the program")]
+        let now = chrono::Utc::now().to_rfc3339();
+        to = now;
+        eventually("all of it is archived", Duration::from_mins(1), async || {
+            let windows = pitr.run(&["windows", "--json"]).await.ok().json();
+            let newest = windows["joint"]["newest"].as_str()?.to_owned();
+            (newest.as_str() > to.as_str()).then_some(())
+        })
+        .await;
+    }
+    to
+}
+
+#[tokio::test]
+async fn a_canary_says_whether_what_is_restored_is_of_the_instant() {
+    let (source, maria) = (Mysqld::start(&[]).await, Mariadbd::start(&[]).await);
+    let cache = RedisServer::start(&[]).await;
+    let pitr = Pitr::new(&[
+        ("shop-mysql", source.url()),
+        ("shop-maria", maria.url()),
+        ("shop-redis", cache.url()),
+    ]);
+    let without = pitr.config();
+    pitr.append_config("[drill]\ncanary = true");
+    let with = pitr.config();
+    pitr.run(&["init"]).await.ok();
+    let mut daemon = pitr.spawn_run();
+    until_windows(&pitr, &mut daemon).await;
+    eventually("every source has its canary", Duration::from_mins(1), async || {
+        let mut found = vec![cache.cmd::<u64>(&["EXISTS", "pitr:canary"]).await];
+        for server in [&source, &maria] {
+            let ask = "SELECT COUNT(*) FROM information_schema.TABLES \
+                       WHERE TABLE_SCHEMA = 'pitr' AND TABLE_NAME = 'canary'";
+            found.push(server.row(ask).await);
+        }
+        (found == [1, 1, 1]).then_some(())
+    })
+    .await;
+    pitr.run(&["baseline"]).await.ok();
+    let to = archived(&pitr).await;
+    assert_eq!(daemon.terminate(Duration::from_secs(10)).await.code(), Some(0));
+    let (output, report) = drill(&pitr, &["--to", &to]).await;
+    output.ok();
+    for source in 0..3 {
+        let canary = found(&report, source, "canary");
+        assert!(
+            canary[0].0 == "passed" && canary[0].1.contains("before the instant"),
+            "{canary:?}"
+        );
+    }
+
+    // One of another time, one that is gone, and one that is older than it should be.
+    pitr.write_config(&without);
+    let mut daemon = pitr.spawn_run();
+    source.sql("UPDATE pitr.canary SET at = at + INTERVAL 1 HOUR").await;
+    maria.sql("DELETE FROM pitr.canary").await;
+    let written: i64 = cache.cmd(&["GET", "pitr:canary"]).await;
+    cache.cmd::<()>(&["SET", "pitr:canary", &(written - 600_000_000).to_string()]).await;
+    let to = archived(&pitr).await;
+    assert_eq!(daemon.terminate(Duration::from_secs(10)).await.code(), Some(0));
+    pitr.write_config(&with);
+    let (output, report) = drill(&pitr, &["--to", &to]).await;
+    output.exits(1);
+    assert_eq!(report["verdict"], "failed");
+    let canary = [0, 1, 2].map(|source| found(&report, source, "canary")[0]);
+    assert!(canary[0].0 == "failed" && canary[0].1.contains("is of later than"), "{canary:?}");
+    assert_eq!(canary[1], ("failed", "the canary of the baseline is gone"));
+    assert!(canary[2].0 == "inconclusive" && canary[2].1.contains("is missing, or"), "{canary:?}");
+    // Whoever does not ask for it is told nothing of it.
+    pitr.write_config(&without);
+    let (output, report) = drill(&pitr, &["--to", &to]).await;
+    output.ok();
+    assert!(found(&report, 0, "canary").is_empty());
+}
+
 #[tokio::test]
 async fn a_good_archive_passes_and_a_wrong_count_fails() {
     let (source, cache) = (Mysqld::start(&[]).await, RedisServer::start(&[]).await);
@@ -110,14 +192,7 @@ async fn a_good_archive_passes_and_a_wrong_count_fails() {
 
     source.sql("INSERT INTO w.p (x) VALUES (4); DELETE FROM w.c WHERE id = 1").await;
     cache.cmd::<Value2>(&["SET", "more", "x"]).await;
-    #[expect(clippy::disallowed_methods, reason = "the test stands outside of the program")]
-    let to = chrono::Utc::now().to_rfc3339();
-    eventually("all of it is archived", Duration::from_mins(1), async || {
-        let windows = pitr.run(&["windows", "--json"]).await.ok().json();
-        let newest = windows["joint"]["newest"].as_str()?.to_owned();
-        (newest.as_str() > to.as_str()).then_some(())
-    })
-    .await;
+    let to = archived(&pitr).await;
     assert_eq!(daemon.terminate(Duration::from_secs(10)).await.code(), Some(0));
 
     let (output, report) = drill(&pitr, &["--to", &to]).await;

@@ -9,6 +9,7 @@
 
 mod auth;
 mod checkup;
+mod canary;
 mod changes;
 mod client;
 pub mod digest;

@@ -24,7 +24,7 @@ use super::protection::Watch;
 use super::pump::{FileId, Pump, Stop};
 use super::semisync::Acks;
 use super::servers::{self, Choice, Seen};
-use super::{baseline, find, hold, locate, sql, timing};
+use super::{baseline, canary, find, hold, locate, sql, timing};
 use crate::engine::timing::Timing;
 use crate::engine::{Endpoint, Hold, Located, Placed, Source, SourceOptions, Work};
 use crate::error::{Error, Result};
@@ -407,6 +407,13 @@ impl Source for MysqlSource {
         Box::pin(async {
             let endpoint = self.endpoint(self.current().index).clone();
             hold::place(&endpoint).await
+        })
+    }
+
+    fn canary(&self) -> Work<'_, ()> {
+        Box::pin(async {
+            let endpoint = self.endpoint(self.current().index).clone();
+            canary::write(&endpoint).await
         })
     }
 

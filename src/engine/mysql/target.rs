@@ -23,8 +23,12 @@ use super::serve::{Identity, ReplaySource};
 use super::server::{LARGEST_PACKET, ScratchServer, Setup};
 use super::settings::{Globals, set_global};
 use super::walk::Program;
-use super::{ask, baseline, check, digest, inspect, only, preflight, replay, sql, standing, tools};
+use super::{
+    ask, baseline, canary, check, digest, inspect, only, preflight, replay, sql, standing, tools,
+};
+use crate::clock::Timestamp;
 use crate::durable;
+use crate::engine::canary::judge;
 use crate::engine::inspect::Check;
 use crate::engine::{
     self, Apply, Endpoint, Meter, Needs, Target, TargetOptions, Work, tls, unfinished,
@@ -646,13 +650,25 @@ impl Target for MysqlTarget {
         })
     }
 
-    fn inspect(&mut self, is_finished: bool) -> Work<'_, Vec<Check>> {
+    fn inspect<'a>(
+        &'a mut self,
+        baseline: &'a BaselineMeta,
+        is_finished: bool,
+        canary: Option<Timestamp>,
+    ) -> Work<'a, Vec<Check>> {
         Box::pin(async move {
             // Then its server is gone.
             if is_finished {
                 return Ok(vec![]);
             }
-            inspect::inspect(&mut self.connect().await?).await
+            let mut conn = self.connect().await?;
+            let mut checks = inspect::inspect(&mut conn).await?;
+            if let Some(to) = canary {
+                let tables = baseline.contents.iter().flat_map(|contents| &contents.tables);
+                let expected = tables.into_iter().any(|table| table.name == canary::TABLE);
+                checks.push(judge(canary::read(&mut conn).await?, to, expected));
+            }
+            Ok(checks)
         })
     }
 

@@ -21,6 +21,7 @@ use super::rdb;
 use super::replay::Replay;
 use super::resp::{Kind, Scanner};
 use super::{examine, inspect, scratch, setup, walk};
+use crate::clock::Timestamp;
 use crate::durable;
 use crate::engine::inspect::Check;
 use crate::engine::{Expired, Needs, Target, TargetOptions, Ttl, Work, unfinished};
@@ -334,7 +335,12 @@ impl Target for RedisFolder {
         })
     }
 
-    fn inspect(&mut self, is_finished: bool) -> Work<'_, Vec<Check>> {
+    fn inspect<'a>(
+        &'a mut self,
+        _baseline: &'a BaselineMeta,
+        is_finished: bool,
+        canary: Option<Timestamp>,
+    ) -> Work<'a, Vec<Check>> {
         Box::pin(async move {
             // A server that runs on it writes into it.
             if !is_finished {
@@ -342,7 +348,7 @@ impl Target for RedisFolder {
             }
             let dir = std::path::absolute(&self.dir)
                 .unavailable(|| format!("find folder {}", self.dir.display()))?;
-            inspect::inspect(&self.version, &dir, self.databases).await
+            inspect::inspect(&self.version, &dir, self.databases, canary).await
         })
     }
 

@@ -2,9 +2,12 @@
 //!
 //! **Invariant:** the scratch server is of pitr's own making, and ends before this returns.
 
+use super::canary;
 use super::control::Control;
 use super::digest::digest;
 use super::scratch::Scratch;
+use crate::clock::Timestamp;
+use crate::engine::canary::judge;
 use crate::engine::inspect::{Check, Outcome};
 use crate::error::{Error, Result};
 use crate::record::{Contents, DatabaseContents};
@@ -28,7 +31,12 @@ pub(super) async fn count(version: &str, dir: &Path, file: &str) -> Result<Conte
 }
 
 /// Looks at what a restored folder gives.
-pub(super) async fn inspect(version: &str, dir: &Path, databases: u32) -> Result<Vec<Check>> {
+pub(super) async fn inspect(
+    version: &str,
+    dir: &Path,
+    databases: u32,
+    canary: Option<Timestamp>,
+) -> Result<Vec<Check>> {
     let settings = format!(
         "appendonly yes\nappenddirname appendonlydir\naof-load-truncated no\ndatabases {databases}"
     );
@@ -72,6 +80,10 @@ pub(super) async fn inspect(version: &str, dir: &Path, databases: u32) -> Result
         }
         Err(error) => Check::new("types", Outcome::Failed, error.to_string()),
     });
+    if let Some(to) = canary {
+        // Of keys a baseline has only the number.
+        checks.push(judge(canary::read(&mut control).await?, to, false));
+    }
     drop(control);
     scratch.shut_down().await?;
     Ok(checks)

@@ -25,6 +25,7 @@ mod version;
 mod rdb;
 mod resp;
 mod records;
+mod canary;
 mod changes;
 mod control;
 mod client;
@@ -152,6 +153,10 @@ impl Source for RedisSource {
 
     fn place<'a>(&'a self, name: &'a str) -> Work<'a, Placed> {
         Box::pin(async move { hold::place(&self.followed().await?.clock, name).await })
+    }
+
+    fn canary(&self) -> Work<'_, ()> {
+        Box::pin(async { canary::write(&self.followed().await?.clock).await })
     }
 
     fn hold(&self) -> Work<'_, Box<dyn Hold>> {

@@ -18,7 +18,7 @@ pub(crate) mod manifest;
 mod tail;
 
 use super::control::Control;
-use super::{hold, locate, setup};
+use super::{canary, hold, locate, setup};
 use crate::clock::Timestamp;
 use crate::engine::{Aof, Hold, Located, Placed, Source, SourceOptions, Work};
 use crate::error::{Error, Result};
@@ -111,6 +111,10 @@ impl Source for AofSource {
             let mut control = Control::connect(&self.options.endpoint).await?;
             clock::place(&mut control, &self.aof.dir).await
         })
+    }
+
+    fn canary(&self) -> Work<'_, ()> {
+        Box::pin(canary::write(&self.options.endpoint))
     }
 
     fn hold(&self) -> Work<'_, Box<dyn Hold>> {
