@@ -104,7 +104,10 @@ async fn statements_mean_what_they_meant_at_the_source() {
     let taken = baseline(&source).await;
     let mut conn = source.conn().await;
     // Split where a statement ends: only the function has a `;` of its own.
-    let text = ODD.replace("('from f');", "('from f')\u{1}").replace("RETURN 1;", "RETURN 1\u{1}");
+    let text = source
+        .worded(ODD)
+        .replace("('from f');", "('from f')\u{1}")
+        .replace("RETURN 1;", "RETURN 1\u{1}");
     for statement in text.split(';').map(str::trim).filter(|s| !s.is_empty()) {
         let statement = statement.replace('\u{1}', ";");
         conn.query_drop(&statement).await.unwrap_or_else(|e| panic!("{e}: {statement}"));

@@ -233,6 +233,10 @@ impl Mysqld {
         if self.version.contains(" Ver 8.0.") {
             say("SHOW BINARY LOG STATUS", "SHOW MASTER STATUS");
             say("RESET BINARY LOGS AND GTIDS", "RESET MASTER");
+            say("SET_ANY_DEFINER, ALLOW_NONEXISTENT_DEFINER", "SET_USER_ID");
+            for tag in ["tagged", "tag_a", "tag_b", "other"] {
+                say(&format!("'AUTOMATIC:{tag}'"), "'AUTOMATIC'");
+            }
         }
         if self.version.contains(" Ver 8.") {
             say("VECTOR(3)", "VARBINARY(40)");
