@@ -6,12 +6,13 @@
 //! **Invariant:** nothing is changed: not at a source, not in the archive, not in the process that
 //! captures.
 
-pub(crate) mod host;
+mod host;
 
 use crate::archive::{self, Archive};
 use crate::clock::{Timestamp, in_zone};
 use crate::config::Config;
 use crate::daemon::{self, SourceStatus, State};
+use crate::disk;
 use crate::drill::{self, Verdict};
 use crate::engine::SourceOptions;
 use crate::engine::checkup::{self, Checkup, Finding, Level};
@@ -92,7 +93,7 @@ pub async fn doctor(config: &Config, sources: &[SourceOptions]) -> Report {
         findings.push(capturing(status.is_some(), holder, has_captured));
         findings.push(rehearsed(archive, now, has_captured));
         let growth = growth(archive, sources, now, config.retention.days);
-        findings.push(match host::free_bytes(&config.archive) {
+        findings.push(match disk::free_bytes(&config.archive) {
             Ok(free) => host::judge_space(free, growth),
             Err(error) => {
                 let why = "it is not known when the disk is full";

@@ -14,7 +14,7 @@ mod page;
 
 use crate::archive::Archive;
 use crate::clock::{Timestamp, Tz, in_zone};
-use crate::doctor::host;
+use crate::disk;
 use crate::durable::Lock;
 use crate::engine::inspect::Outcome;
 use crate::engine::{Apply, Endpoint, Keys, SourceOptions, Ttl};
@@ -179,7 +179,7 @@ const ROOM: u64 = 2;
 /// Looks whether `dir` has room for what is restored: a disk that is full of it would hold up
 /// everything else that writes there.
 fn check_room(dir: &Path, bytes_raw: u64) -> Result<()> {
-    let (free, wanted) = (host::free_bytes(dir)?, bytes_raw.saturating_mul(ROOM));
+    let (free, wanted) = (disk::free_bytes(dir)?, bytes_raw.saturating_mul(ROOM));
     if free >= wanted {
         return Ok(());
     }

@@ -3,16 +3,12 @@
 //! The standard library does not tell free space or rights; the programs of every Unix do.
 
 use crate::config::Config;
+use crate::disk::system;
 use crate::engine::checkup::{Finding, Level};
-use crate::error::{Context, Error, Result};
 use indicatif::BinaryBytes;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
-use std::process::{Command, Output};
 use std::time::Duration;
-
-/// Where `df` and `test` are, whatever PATH is.
-const SYSTEM_PATH: &str = "/usr/bin:/bin:/usr/sbin:/sbin";
 
 /// With less free space than this, the next segments and baselines may not fit.
 const FREE_MIN: u64 = 256 << 20;
@@ -28,12 +24,6 @@ pub(super) struct Growth {
     pub(super) held: Duration,
     /// How far back it goes when retention begins to delete.
     pub(super) kept: Duration,
-}
-
-fn system(program: &str, args: &[&str], path: &Path) -> Result<Output> {
-    let mut command = Command::new(program);
-    command.args(args).arg(path).env("PATH", SYSTEM_PATH).env("LC_ALL", "C");
-    command.output().unavailable(|| format!("run {program}"))
 }
 
 /// Whether files can be made in the archive: asked of the kernel, not tried.
@@ -52,25 +42,6 @@ pub(super) fn writable(root: &Path) -> Finding {
         }
         Err(error) => Finding::failed(Level::Note, CHECK, &error, "it was not looked at"),
     }
-}
-
-/// Free space for ordinary users on the disk of `path`, in bytes.
-pub(crate) fn free_bytes(path: &Path) -> Result<u64> {
-    let output = system("df", &["-Pk", "--"], path)?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    let odd = || {
-        let said = String::from_utf8_lossy(&output.stderr);
-        Error::unavailable(format!("df {}: {}", path.display(), said.trim()))
-    };
-    available(&text).ok_or_else(odd)
-}
-
-/// The column before the one in percent, in KiB, of the line below the head.
-fn available(text: &str) -> Option<u64> {
-    let words: Vec<&str> = text.lines().nth(1)?.split_whitespace().collect();
-    let percent = words.iter().rposition(|word| word.ends_with('%'))?;
-    let kib: u64 = words.get(percent.checked_sub(1)?)?.parse().ok()?;
-    kib.checked_mul(1024)
 }
 
 /// Judges whether the archive has room to grow.
@@ -175,16 +146,6 @@ mod tests {
         let found = judge_space(free, growth);
         assert_eq!(found.level, level, "{found:?}");
         assert_eq!(found.fix.is_some(), level > Level::Ok);
-    }
-
-    #[rstest]
-    #[case("Filesystem 1024-blocks Used Available Capacity Mounted on\n/dev/a b 100 40 60 40% /x y\n", Some(60 << 10))]
-    #[case("Filesystem 1024-blocks Used Available Capacity Mounted on\n", None)]
-    #[case("a\nb c -5 4% /\n", None)]
-    #[case("a\n4% /\n", None)]
-    #[case("", None)]
-    fn free_space_is_read(#[case] text: &str, #[case] free: Option<u64>) {
-        assert_eq!(available(text), free);
     }
 
     #[test]
