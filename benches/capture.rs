@@ -24,18 +24,10 @@ use mysql_cdc::binlog_client::BinlogClient;
 use mysql_cdc::binlog_options::BinlogOptions;
 use mysql_cdc::events::binlog_event::BinlogEvent;
 use mysql_cdc::replica_options::ReplicaOptions;
-use pitr::archive::Archive;
-use pitr::baseline::Label;
-use pitr::capture::{CHUNKS_IN_FLIGHT, Capture, Sealing, Shared};
-use pitr::config::{SEGMENT_LEVEL, SEGMENT_MAX_BYTES, SEGMENT_MAX_SECONDS};
-use pitr::engine::{Endpoint, SourceOptions, open_source};
-use pitr::manifest::EngineKind;
 use std::path::Path;
 use std::process::Command;
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use support::{Mysqld, program};
-use tokio::sync::mpsc;
 
 const RUNS: usize = 3;
 
@@ -55,7 +47,7 @@ fn main() {
             std::fs::create_dir(&dir).unwrap();
             stock.push(mysqlbinlog_and_zstd(&source, &file, &dir));
             cdc.push(mysql_cdc(source.port(), &file, size));
-            ours.push(capture(&source, size, &dir.join("archive")).await);
+            ours.push(workload::capture(&source, size, &dir.join("archive")).await);
             let rate = |seconds: f64| size as f64 / 1e6 / seconds;
             println!(
                 "run {run}: mysqlbinlog | zstd {:.2} s ({:.0} MB/s), mysql_cdc {:.2} s ({:.0} MB/s), \
@@ -118,40 +110,5 @@ fn mysql_cdc(port: u16, file: &str, size: u64) -> f64 {
         }
     }
     assert!(at >= size && rows > 0, "mysql_cdc ended at {at} of {size} with {rows} rows");
-    begun.elapsed().as_secs_f64()
-}
-
-async fn capture(source: &Mysqld, size: u64, root: &Path) -> f64 {
-    drop(Archive::init(root).unwrap());
-    let engine = open_source(SourceOptions {
-        name: "bench".into(),
-        engine: EngineKind::Mysql,
-        endpoint: Endpoint::parse(EngineKind::Mysql, &source.url()).unwrap(),
-        standbys: vec![],
-        sample_every: Duration::from_millis(100),
-        dump_command: None,
-        aof: None,
-        databases: vec![],
-        semi_sync: false,
-        digests: true,
-    });
-    let label = Label { source: "bench".into(), engine: EngineKind::Mysql, level: SEGMENT_LEVEL };
-    let sealing =
-        Sealing { max_bytes: SEGMENT_MAX_BYTES, max_age: Duration::from_secs(SEGMENT_MAX_SECONDS) };
-    let mut capture = Capture::recover(root, label, sealing, Arc::new(Shared::new())).unwrap();
-    let (send, receive) = mpsc::channel(CHUNKS_IN_FLIGHT);
-    let (durable, mut watched) = (capture.durable(), capture.durable());
-    let runtime = tokio::runtime::Handle::current();
-    let begun = Instant::now();
-    let writing = tokio::task::spawn_blocking(move || {
-        capture.run(receive, &runtime).unwrap();
-        capture.close().unwrap();
-    });
-    let arrived = watched.wait_for(|at| at.as_ref().is_some_and(|at| at.offset >= size));
-    tokio::select! {
-        ended = engine.tail(None, send, durable) => panic!("the stream ended: {ended:?}"),
-        arrived = arrived => drop(arrived.unwrap()),
-    }
-    writing.await.unwrap();
     begun.elapsed().as_secs_f64()
 }

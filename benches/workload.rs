@@ -1,12 +1,21 @@
-//! Row changes in the manner of sysbench's `oltp_write_only`, shared by the benchmarks.
+//! Row changes in the manner of sysbench's `oltp_write_only`, and their capture, shared by the
+//! benchmarks.
 
 #![allow(dead_code, reason = "each benchmark uses the part that it needs")]
 
 use crate::support::Mysqld;
 use mysql_async::prelude::Queryable;
+use pitr::archive::Archive;
+use pitr::baseline::Label;
+use pitr::capture::{CHUNKS_IN_FLIGHT, Capture, Sealing, Shared};
+use pitr::config::{SEGMENT_LEVEL, SEGMENT_MAX_BYTES, SEGMENT_MAX_SECONDS};
+use pitr::engine::{Endpoint, SourceOptions, open_source};
+use pitr::manifest::EngineKind;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
 
 const WRITERS: u64 = 8;
 
@@ -82,6 +91,42 @@ pub(crate) async fn current_binlog(source: &Mysqld) -> (String, u64) {
     let (file, size, ..): (String, u64, String, String, String) =
         source.row("SHOW BINARY LOG STATUS").await;
     (file, size)
+}
+
+/// Captures the current binlog, up to `size`, into a new archive; gives the seconds that it took.
+pub(crate) async fn capture(source: &Mysqld, size: u64, root: &Path) -> f64 {
+    drop(Archive::init(root).unwrap());
+    let engine = open_source(SourceOptions {
+        name: "bench".into(),
+        engine: EngineKind::Mysql,
+        endpoint: Endpoint::parse(EngineKind::Mysql, &source.url()).unwrap(),
+        standbys: vec![],
+        sample_every: Duration::from_millis(100),
+        dump_command: None,
+        aof: None,
+        databases: vec![],
+        semi_sync: false,
+        digests: true,
+    });
+    let label = Label { source: "bench".into(), engine: EngineKind::Mysql, level: SEGMENT_LEVEL };
+    let sealing =
+        Sealing { max_bytes: SEGMENT_MAX_BYTES, max_age: Duration::from_secs(SEGMENT_MAX_SECONDS) };
+    let mut capture = Capture::recover(root, label, sealing, Arc::new(Shared::new())).unwrap();
+    let (send, receive) = mpsc::channel(CHUNKS_IN_FLIGHT);
+    let (durable, mut watched) = (capture.durable(), capture.durable());
+    let runtime = tokio::runtime::Handle::current();
+    let begun = Instant::now();
+    let writing = tokio::task::spawn_blocking(move || {
+        capture.run(receive, &runtime).unwrap();
+        capture.close().unwrap();
+    });
+    let arrived = watched.wait_for(|at| at.as_ref().is_some_and(|at| at.offset >= size));
+    tokio::select! {
+        ended = engine.tail(None, send, durable) => panic!("the stream ended: {ended:?}"),
+        arrived = arrived => drop(arrived.unwrap()),
+    }
+    writing.await.unwrap();
+    begun.elapsed().as_secs_f64()
 }
 
 /// The middle of some durations.

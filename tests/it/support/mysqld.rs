@@ -234,6 +234,7 @@ impl Mysqld {
             say("SHOW BINARY LOG STATUS", "SHOW MASTER STATUS");
             say("RESET BINARY LOGS AND GTIDS", "RESET MASTER");
             say("SET_ANY_DEFINER, ALLOW_NONEXISTENT_DEFINER", "SET_USER_ID");
+            say(":tag:5'", ":5'");
             for tag in ["tagged", "tag_a", "tag_b", "other"] {
                 say(&format!("'AUTOMATIC:{tag}'"), "'AUTOMATIC'");
             }
