@@ -147,11 +147,6 @@ async fn a_canary_says_whether_what_is_restored_is_of_the_instant() {
     assert!(canary[0].0 == "failed" && canary[0].1.contains("is of later than"), "{canary:?}");
     assert_eq!(canary[1], ("failed", "the canary of the baseline is gone"));
     assert!(canary[2].0 == "inconclusive" && canary[2].1.contains("is missing, or"), "{canary:?}");
-    // Whoever does not ask for it is told nothing of it.
-    pitr.write_config(&without);
-    let (output, report) = drill(&pitr, &["--to", &to]).await;
-    output.ok();
-    assert!(found(&report, 0, "canary").is_empty());
 }
 
 #[tokio::test]
