@@ -225,7 +225,9 @@ impl Walk<'_> {
         if let Some(before) = before
             && let Err(error) = plan::check_joint(before, segment)
         {
-            self.broken(after, segment.totals.first_at, &error)?;
+            // Without times of its own, somewhere in this segment the log is known again.
+            let before = segment.totals.first_at.or(segment.totals.known_until);
+            self.broken(after, before, &error)?;
             reading.at = None;
         }
         match self.read(segment, reading) {
@@ -504,5 +506,49 @@ impl Take for Sink<'_> {
         }
         let told = self.visit.row(begun.at, self.segment, begun, row);
         self.told(told)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manifest::names;
+    use crate::prune::tests::{Made, SOURCE, at};
+    use crate::reindex::reindex;
+
+    #[derive(Default)]
+    struct Gaps(Vec<Broken>);
+
+    impl Visit for Gaps {
+        fn record(&mut self, _place: &Place<'_>, _record: Record) -> Result<()> {
+            Ok(())
+        }
+
+        fn broken(&mut self, broken: Broken) -> Result<()> {
+            self.0.push(broken);
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_segment_that_is_gone_is_missing_until_the_log_is_known_again() {
+        for (engine, until) in [(EngineKind::Mysql, at(37)), (EngineKind::Redis, at(48))] {
+            let mut made = Made::new(engine);
+            made.days(3);
+            let Made { dir, archive, .. } = made;
+            let meta = archive.meta().clone();
+            std::fs::remove_file(archive.store().path(&names::segment(SOURCE, 1, 3)).unwrap())
+                .unwrap();
+            drop(archive);
+            reindex(dir.path(), &meta).unwrap();
+            let (archive, mut gaps) =
+                (Archive::open_read_only(dir.path()).unwrap(), Gaps::default());
+            let interest = Interest::default();
+            walk(&archive, SOURCE, engine, Span::default(), &interest, &mut gaps).unwrap();
+            let missing: Vec<&Broken> =
+                gaps.0.iter().filter(|gap| gap.reason.contains("missing between")).collect();
+            assert_eq!(missing.len(), 1, "{:?}", gaps.0);
+            assert_eq!((missing[0].after, missing[0].before), (Some(at(24)), Some(until)));
+        }
     }
 }

@@ -91,8 +91,9 @@ impl Made {
             bytes: vec![self.fill.unwrap_or(self.number as u8); 500],
             records: 1,
             whole: Some(self.place.clone()),
-            first_at: Some(begun),
-            last_at: Some(at(self.hour)),
+            // The records of a Redis carry no times.
+            first_at: (self.engine == EngineKind::Mysql).then_some(begun),
+            last_at: (self.engine == EngineKind::Mysql).then_some(at(self.hour)),
             marks: vec![mark],
             ..Chunk::default()
         };
