@@ -238,8 +238,7 @@ fn captured(
         });
     }
     let since = now.before(Duration::from_hours(24) * config.retention.days);
-    let recent = |gap: &&crate::manifest::Gap| gap.before.is_none_or(|before| before >= since);
-    let gaps = history.gaps.iter().filter(recent).count();
+    let gaps = history.gaps.iter().filter(|gap| gap.concerns(Some(since), None)).count();
     if gaps > 0 {
         let what = format!("{gaps} gaps in the last {} days", config.retention.days);
         let why = "instants within them cannot be restored";

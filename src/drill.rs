@@ -136,10 +136,17 @@ impl Scratch {
             .mode(0o700)
             .create(&dir)
             .unavailable(|| format!("create {}", dir.display()))?;
-        let scratch = Self { _lock: Lock::exclude(&dir)?, dir };
-        scratch
-            .remove_stale(&below)
-            .unavailable(|| format!("remove old folders in {}", below.display()))?;
+        let lock = match Lock::exclude(&dir) {
+            Ok(lock) => lock,
+            Err(error) => {
+                drop(std::fs::remove_dir(&dir));
+                return Err(error);
+            }
+        };
+        let scratch = Self { dir, _lock: lock };
+        if let Err(error) = scratch.remove_stale(&below) {
+            tracing::warn!("remove old folders in {}: {error}", below.display());
+        }
         Ok(scratch)
     }
 
@@ -148,17 +155,22 @@ impl Scratch {
         let mine = std::fs::symlink_metadata(&self.dir)?;
         for entry in std::fs::read_dir(below)? {
             let entry = entry?;
-            let is_scratch =
-                entry.file_name().to_str().is_some_and(|name| name.starts_with(SCRATCH));
+            let name = entry.file_name();
+            let id = name.to_str().and_then(|name| name.strip_prefix(SCRATCH));
+            let is_scratch = id.is_some_and(|id| uuid::Uuid::try_parse(id).is_ok());
+            // Another drill may end in this moment.
+            let Ok(found) = entry.metadata() else { continue };
             if !is_scratch || entry.path() == self.dir {
                 continue;
             }
-            let (path, found) = (entry.path(), entry.metadata()?);
+            let path = entry.path();
             let age = mine.modified()?.duration_since(found.modified()?).unwrap_or_default();
             let is_old = found.is_dir() && found.uid() == mine.uid() && age >= STALE;
             if is_old && let Ok(_lock) = Lock::exclude(&path) {
                 tracing::info!("{} was left behind by a drill: it is removed", path.display());
-                std::fs::remove_dir_all(&path)?;
+                if let Err(error) = std::fs::remove_dir_all(&path) {
+                    tracing::warn!("remove {}: {error}", path.display());
+                }
             }
         }
         Ok(())
@@ -173,13 +185,10 @@ impl Drop for Scratch {
     }
 }
 
-/// How many times as much room as the data a restored server takes, with its indexes and logs.
-const ROOM: u64 = 2;
-
 /// Looks whether `dir` has room for what is restored: a disk that is full of it would hold up
 /// everything else that writes there.
-fn check_room(dir: &Path, bytes_raw: u64) -> Result<()> {
-    let (free, wanted) = (disk::free_bytes(dir)?, bytes_raw.saturating_mul(ROOM));
+fn check_room(dir: &Path, wanted: u64) -> Result<()> {
+    let free = disk::free_bytes(dir)?;
     if free >= wanted {
         return Ok(());
     }
@@ -240,8 +249,8 @@ pub async fn drill(options: &Options, progress: &Arc<Progress>) -> Result<Report
 
 impl Report {
     async fn rehearse(&mut self, options: &Options, progress: &Arc<Progress>) -> Result<()> {
-        let begun = Instant::now();
         let scratch = Scratch::create(options.scratch.as_deref())?;
+        let begun = Instant::now();
         // Everything: what a restore keeps by default is another question.
         let whole = |source: &SourceOptions| SourceOptions { databases: vec![], ..source.clone() };
         let planned = restore::prepare(&restore::Options {
@@ -276,7 +285,7 @@ impl Report {
             self.is(Verdict::Inconclusive, &error);
             return Ok(());
         }
-        if let Err(error) = check_room(&scratch.dir, planned.bytes_raw()) {
+        if let Err(error) = check_room(&scratch.dir, planned.room()) {
             self.is(Verdict::Inconclusive, &error);
             return Ok(());
         }
@@ -435,6 +444,7 @@ mod tests {
     #[test]
     fn a_scratch_folder_goes_with_its_drill_and_what_a_killed_one_left_goes_with_the_next() {
         let below = tempfile::tempdir().unwrap();
+        let stale = |id| format!("{SCRATCH}{}", uuid::Uuid::from_u128(id).simple());
         let make = |name: &str| {
             let dir = below.path().join(name);
             std::fs::create_dir_all(dir.join("data")).unwrap();
@@ -444,8 +454,8 @@ mod tests {
             let long_ago = std::time::SystemTime::UNIX_EPOCH;
             std::fs::File::open(dir).unwrap().set_modified(long_ago).unwrap();
         };
-        let (left, fresh) = (make("pitr-drill-left"), make("pitr-drill-fresh"));
-        let (held, other) = (make("pitr-drill-held"), make("other"));
+        let (left, fresh) = (make(&stale(1)), make(&stale(2)));
+        let (held, other) = (make(&stale(3)), make("pitr-drill-notes"));
         let _held = Lock::exclude(&held).unwrap();
         for dir in [&left, &held, &other] {
             age(dir);

@@ -578,6 +578,11 @@ pub mod names {
         format!("{source}/t{timeline:04}/seg-{number:020}.damaged")
     }
 
+    /// The same, where another one of that number is kept already.
+    pub fn damaged_again(source: &str, timeline: u32, number: u64, again: u32) -> String {
+        format!("{source}/t{timeline:04}/seg-{number:020}.{again}.damaged")
+    }
+
     /// Whether an object is a segment as it was when a part of it was found damaged: what is whole
     /// behind that part is in no other object.
     pub fn is_kept(name: &str) -> bool {

@@ -10,6 +10,7 @@ use crate::reindex;
 use crate::segment::Reader;
 use std::fs::File;
 use std::io::BufReader;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 /// How many of its last bytes an archive shows to an engine that goes on behind them: more than
@@ -151,22 +152,33 @@ impl Capture {
         Ok(())
     }
 
-    /// Whole blocks stand behind damage: they were durable, and the source may have been told so.
-    /// They cannot be a part of the log, but they are not thrown away either.
+    /// Something whole stands behind damage: mostly it was durable, and the source may have been told
+    /// so. It cannot be a part of the log, but it is not thrown away either.
     fn keep_damaged(&self, timeline: u32, number: u64, open: &Path) -> Result<()> {
-        let name = names::damaged_segment(&self.label.source, timeline, number);
-        let kept = self.archive.store().path(&name)?;
+        let mut name = names::damaged_segment(&self.label.source, timeline, number);
+        let mut kept = self.archive.store().path(&name)?;
+        for again in 2.. {
+            match is_same_file(open, &kept)? {
+                Some(true) => return Ok(()),
+                Some(false) => {
+                    name = names::damaged_again(&self.label.source, timeline, number, again);
+                }
+                None => break,
+            }
+            kept = self.archive.store().path(&name)?;
+        }
+        // Where the file system has no hard links, it takes a copy.
+        if std::fs::hard_link(open, &kept).is_err() {
+            let bytes = std::fs::read(open).unavailable(|| format!("read {}", open.display()))?;
+            durable::create(&kept, &bytes)?;
+        }
+        durable::sync_dir(&self.folder(timeline)?)?;
         tracing::error!(
             source = %self.label.source,
             "segment {number} is damaged in its middle; all of it is kept as {name}. What stands \
              behind the damage is captured again if the source still has it: see `pitr windows`"
         );
-        match std::fs::hard_link(open, &kept) {
-            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
-                Err(error).unavailable(|| format!("keep {}", kept.display()))
-            }
-            _ => durable::sync_dir(&self.folder(timeline)?),
-        }
+        Ok(())
     }
 
     /// Brings the catalog up to what it does not have yet.
@@ -227,4 +239,18 @@ impl Capture {
         }
         Ok(())
     }
+}
+
+/// Whether two names are of one file; `None` if there is none under the second.
+fn is_same_file(one: &Path, other: &Path) -> Result<Option<bool>> {
+    let of = |path: &Path| {
+        let found = std::fs::symlink_metadata(path);
+        match found {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            found => found.map(|found| Some((found.dev(), found.ino()))),
+        }
+        .unavailable(|| format!("look at {}", path.display()))
+    };
+    let (one, other) = (of(one)?, of(other)?);
+    Ok(other.map(|other| one == Some(other)))
 }

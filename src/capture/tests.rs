@@ -372,9 +372,12 @@ fn what_stands_behind_damage_is_kept_and_the_source_is_asked_for_it_again() {
     damaged[(second.file_offset + second.stored_len - 1) as usize] ^= 1;
     std::fs::remove_file(&open).unwrap();
     durable::create(&open, &damaged).unwrap();
+    // One of the same number, from an earlier time.
+    durable::create(&open.with_extension("damaged"), b"earlier").unwrap();
     rig.recover();
     assert_eq!(rig.resume(), (0, 300));
-    assert_eq!(std::fs::read(open.with_extension("damaged")).unwrap(), damaged);
+    assert_eq!(std::fs::read(open.with_extension("damaged")).unwrap(), b"earlier");
+    assert_eq!(std::fs::read(open.with_extension("2.damaged")).unwrap(), damaged);
     rig.finish(&runtime);
 }
 

@@ -20,6 +20,11 @@ pub(super) async fn keep(station: Arc<Station>, mut stopped: watch::Receiver<boo
             _ = due.tick() => {}
             () = until_set(&mut stopped) => return Ok(()),
         }
+        // Only the server that is captured gets it, once it is known which one that is.
+        tokio::select! {
+            streaming = station.until_streaming() => streaming?,
+            () = until_set(&mut stopped) => return Ok(()),
+        }
         let written = tokio::select! {
             written = station.engine.canary() => written,
             () = until_set(&mut stopped) => return Ok(()),

@@ -21,6 +21,7 @@ use crate::manifest::{BaselineMeta, EngineKind, SegmentMeta};
 use crate::plan::History;
 use crate::record::Cut;
 use serde::Serialize;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::sync::mpsc;
@@ -82,8 +83,15 @@ pub async fn closure(
 /// # Errors
 /// Finding, with the first keys that differ, if a log is not complete, or if nothing was compared.
 pub fn check(closed: &[Closed]) -> Result<()> {
-    if !closed.iter().any(|closed| closed.from.is_some()) {
-        return Err(Error::new(Class::Finding, "no two baselines of Redis could be compared")
+    let sources: BTreeSet<&str> = closed.iter().map(|closed| closed.source.as_str()).collect();
+    let compared = |source: &&str| {
+        closed.iter().any(|closed| closed.source == **source && closed.from.is_some())
+    };
+    let untried = sources.iter().find(|source| !compared(source));
+    if closed.is_empty() || untried.is_some() {
+        let of = untried.map_or(String::new(), |source| format!(" of {source}"));
+        let what = format!("no two baselines{of} could be compared");
+        return Err(Error::new(Class::Finding, what)
             .hint("`pitr baseline` takes another one, which the log has to lead to"));
     }
     let Some(open) = closed.iter().find(|closed| !closed.differences.is_empty()) else {

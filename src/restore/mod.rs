@@ -20,12 +20,13 @@ use crate::archive::Archive;
 use crate::clock::Timestamp;
 use crate::durable;
 use crate::engine::inspect::compare;
+use crate::engine::mysql;
 use crate::engine::{
     Apply, Destination, Endpoint, Expiry, Keys, Leftover, Meter, Needs, SourceOptions, Target,
     TargetOptions, Ttl, open_target,
 };
 use crate::error::{Class, Context, Error, Result};
-use crate::manifest::{BaselineMeta, SegmentMeta};
+use crate::manifest::{BaselineMeta, EngineKind, SegmentMeta};
 use crate::plan;
 use crate::position::Position;
 use crate::record::{Cut, Landing, OpenBaseline, Server};
@@ -287,11 +288,17 @@ impl Plan {
         Ok(report)
     }
 
-    /// How many bytes of baselines and of the logs behind them are read, uncompressed.
-    pub fn bytes_raw(&self) -> u64 {
-        let log =
-            |job: &Job| job.segments.iter().map(|segment| segment.totals.bytes_raw).sum::<u64>();
-        self.jobs.iter().map(|job| job.baseline.bytes_raw + log(job)).sum()
+    /// How much room a folder needs, in bytes, at a guess: of Redis the baseline and the log, as they are;
+    /// of MySQL the rows with their indexes, and a log that is deleted as it is applied.
+    pub fn room(&self) -> u64 {
+        let of = |job: &Job| {
+            let log: u64 = job.segments.iter().map(|segment| segment.totals.bytes_raw).sum();
+            match job.options.engine {
+                EngineKind::Mysql => job.baseline.bytes_raw * 2 + log.min(mysql::RELAY_BYTES),
+                EngineKind::Redis => job.baseline.bytes_raw + log,
+            }
+        };
+        self.jobs.iter().map(of).sum()
     }
 
     /// Looks whether everything is there that the restore and the looks at it start.

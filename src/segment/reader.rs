@@ -121,7 +121,7 @@ impl<R: Read + Seek> Reader<R> {
         self.torn
     }
 
-    /// Whether a whole block stands behind the bytes at the end of an open segment that are none.
+    /// Whether a whole block, or the end of a whole segment, stands behind the bytes at the end of an open segment that are none.
     /// A file that was torn ends there; this one was damaged after it was written.
     ///
     /// # Errors
@@ -137,7 +137,9 @@ impl<R: Read + Seek> Reader<R> {
                 let frame_at = at + found as u64;
                 let begins = frame_at.checked_sub(format::MAGIC_AT as u64);
                 match begins.filter(|begins| *begins > self.meta.bytes_stored) {
-                    Some(begins) if self.is_block(begins)? => return Ok(true),
+                    Some(begins) if self.is_block(begins)? || self.is_footer(begins)? => {
+                        return Ok(true);
+                    }
                     _ => {}
                 }
             }
@@ -148,14 +150,34 @@ impl<R: Read + Seek> Reader<R> {
         Ok(false)
     }
 
-    /// Whether a whole block begins at `at`, whatever it holds.
+    /// Whether a whole block of what comes behind this segment's bytes begins at `at`.
     fn is_block(&mut self, at: u64) -> Result<bool> {
+        let start = self.meta.header.start.offset;
+        let end = self.entries.last().map_or(start, |last| {
+            last.description.start.saturating_add(u64::from(last.description.raw_len))
+        });
         match self.block_at(at) {
+            // One that lies in the log's own bytes is of another place.
+            Ok(entry) if entry.description.start < end => Ok(false),
             Ok(entry) => Ok(split_block(&self.buffer, &entry)
                 .is_ok_and(|(_, frame)| check_frame(frame, &entry).is_ok())),
             Err(error) if error.class() == Class::Corrupt => Ok(false),
             Err(error) => Err(error),
         }
+    }
+
+    /// Whether the footer of a segment stands at `at`.
+    fn is_footer(&mut self, at: u64) -> Result<bool> {
+        let rest = self.file_len - at;
+        if rest < PREFIX as u64 {
+            return Ok(false);
+        }
+        self.fill(at, PREFIX as u64)?;
+        match format::frame_len(&self.buffer) {
+            Ok(len) if len == rest => self.fill(at, len)?,
+            _ => return Ok(false),
+        }
+        Ok(format::decode_footer::<Totals>(&self.buffer).is_ok())
     }
 
     /// Reads a block: its raw bytes into `into`, which is emptied first, and its marks.

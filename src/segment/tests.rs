@@ -286,6 +286,10 @@ fn damage_with_whole_blocks_behind_it_is_told_from_a_torn_end() {
             assert_eq!(scanned.goes_on_behind_damage().unwrap(), n + 1 < blocks.len());
         }
     }
+    // The end of the segment stands behind its last block.
+    let mut bad = stored.clone();
+    bad[end - 1] ^= 1;
+    assert!(Reader::scan(Cursor::new(&bad)).unwrap().goes_on_behind_damage().unwrap());
     for end in (blocks[0].file_offset..end as u64).step_by(7) {
         let mut torn = Reader::scan(Cursor::new(&stored[..end as usize])).unwrap();
         assert!(!torn.goes_on_behind_damage().unwrap(), "{end}");

@@ -2,8 +2,10 @@
 //! is not, the drill says so.
 
 use crate::instants::until_windows;
+use crate::mysql_restore::harness::source_options;
 use crate::support::{Mariadbd, Mysqld, Output, Pitr, RedisServer, eventually};
-use pitr::engine::SPAN;
+use pitr::engine::{SPAN, open_source};
+use pitr::error::Class;
 use pitr::manifest::BaselineMeta;
 use serde_json::Value;
 use std::path::PathBuf;
@@ -336,4 +338,20 @@ async fn the_daemon_rehearses_when_it_is_told_to() {
     let report: Value = serde_json::from_slice(&std::fs::read(&drills[0]).unwrap()).unwrap();
     assert_eq!(found(&report, 0, "baseline")[0].0, "skipped");
     assert_eq!(daemon.terminate(Duration::from_secs(10)).await.code(), Some(0));
+}
+
+#[tokio::test]
+async fn no_canary_is_written_into_a_replica() {
+    let server = Mysqld::start(&["--read-only=ON"]).await;
+    let source = open_source(source_options(&server.url()));
+    let error = source.canary().await.unwrap_err();
+    assert_eq!(error.class(), Class::Refused, "{error}");
+    server.sql("SET GLOBAL read_only = OFF; CHANGE REPLICATION SOURCE TO SOURCE_HOST = 'x'").await;
+    let error = source.canary().await.unwrap_err();
+    assert!(error.to_string().contains("is a replica"), "{error}");
+    assert_eq!(server.gtid_executed().await, "");
+    server.sql("RESET REPLICA ALL").await;
+    source.canary().await.unwrap();
+    source.canary().await.unwrap();
+    assert_eq!(server.row::<u32>("SELECT COUNT(*) FROM pitr.canary").await, 1);
 }

@@ -1,9 +1,9 @@
 //! The canary of a MySQL or MariaDB: the only row of `pitr.canary`.
 
-use super::{ask, sql};
+use super::{ask, servers, sql};
 use crate::clock::Timestamp;
 use crate::engine::Endpoint;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use mysql_async::Conn;
 
 /// The table, as baselines name it.
@@ -16,6 +16,14 @@ const NOT_THERE: [u16; 2] = [1049, 1146];
 /// Writes the server's time; makes schema and table first, if they are not there.
 pub(super) async fn write(endpoint: &Endpoint) -> Result<()> {
     let mut conn = sql::connect(endpoint).await?;
+    let peer = endpoint.to_string();
+    // A row of its own would make a replica differ from its master, and stop it one day.
+    if servers::is_read_only(&mut conn, &peer).await?
+        || servers::replicates(&mut conn, &peer).await?
+    {
+        return Err(Error::refused(format!("{peer} is a replica, into which nothing is written"))
+            .hint("capture the server that the application writes to, or [drill] canary = false"));
+    }
     let doing = || format!("write the canary of {endpoint}");
     // UTC_TIMESTAMP() is when the statement began: the commit comes later.
     let row = "INSERT INTO pitr.canary (id, at) VALUES (1, UTC_TIMESTAMP(6)) \

@@ -50,6 +50,7 @@ pub use find::find_late;
 pub(crate) use find::{difference, names};
 pub(in crate::engine) use find::{find, is_executed, parse_place};
 pub(in crate::engine) use flavor::times;
+pub(crate) use server::RELAY_BYTES;
 pub use shape::{Shape, file_head};
 pub use sql::connect;
 pub use tail::MysqlSource;

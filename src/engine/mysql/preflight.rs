@@ -127,7 +127,7 @@ pub(super) async fn running(
     let identity = join::identity(conn, at, source).await?;
     if needs.sources.contains(&identity) {
         return Err(Error::refused(format!("{at} is a source of this archive ({identity})"))
-            .hint("restore into another server; a source is never written to"));
+            .hint("restore into another server; nothing is restored into a source"));
     }
     let server = Server { version, identity, anonymous: false };
     let (way, goes_on) = match source.family {

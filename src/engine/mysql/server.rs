@@ -34,7 +34,7 @@ const START: Duration = Duration::from_mins(3);
 /// How long a clean shutdown may take: everything in the buffer pool is written.
 const SHUTDOWN: Duration = Duration::from_hours(1);
 /// How far the receiver may be ahead of the applier, in bytes on the disk.
-const RELAY_BYTES: u64 = 4 << 30;
+pub(crate) const RELAY_BYTES: u64 = 4 << 30;
 /// Lines of the server's error log that go into an error.
 const LOG_LINES: usize = 12;
 /// Largest packet of the protocol: the server's own upper limit, in bytes.

@@ -29,7 +29,7 @@ use super::{
 use crate::clock::Timestamp;
 use crate::durable;
 use crate::engine::canary::judge;
-use crate::engine::inspect::Check;
+use crate::engine::inspect::{Check, Outcome};
 use crate::engine::{
     self, Apply, Endpoint, Meter, Needs, Target, TargetOptions, Work, tls, unfinished,
 };
@@ -511,12 +511,8 @@ impl MysqlTarget {
         if let Some(session) = self.session.take() {
             session.disconnect().await.unavailable(|| "close a connection".into())?;
         }
-        for (privilege, who) in &self.accounts.unknown {
-            let who: Vec<String> = who.iter().map(Account::quoted).collect();
-            said.push_str(&format!(
-                ", {} without {privilege}, which this server does not have",
-                who.join(" and ")
-            ));
+        for (privilege, who) in self.unknown_rights() {
+            said.push_str(&format!(", {who} without {privilege}, which this server does not have"));
         }
         match &mut self.place {
             Place::Running(_) => {
@@ -613,6 +609,14 @@ impl MysqlTarget {
         }
         self.globals.change(conn, "max_allowed_packet", &LARGEST_PACKET.to_string()).await
     }
+
+    /// Rights of the source that the target does not know, and the accounts that lack them.
+    fn unknown_rights(&self) -> impl Iterator<Item = (&str, String)> {
+        self.accounts.unknown.iter().map(|(privilege, who)| {
+            let who: Vec<String> = who.iter().map(Account::quoted).collect();
+            (privilege.as_str(), who.join(" and "))
+        })
+    }
 }
 
 impl Target for MysqlTarget {
@@ -663,6 +667,10 @@ impl Target for MysqlTarget {
             }
             let mut conn = self.connect().await?;
             let mut checks = inspect::inspect(&mut conn).await?;
+            for (privilege, who) in self.unknown_rights() {
+                let what = format!("{who} without {privilege}, which this server does not have");
+                checks.push(Check::new("accounts", Outcome::Skipped, what));
+            }
             if let Some(to) = canary {
                 let tables = baseline.contents.iter().flat_map(|contents| &contents.tables);
                 let expected = tables.into_iter().any(|table| table.name == canary::TABLE);

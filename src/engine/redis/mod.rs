@@ -66,7 +66,7 @@ pub use state::{Content, content};
 pub use target::RedisServer;
 
 use super::{Hold, Located, Placed, Source, SourceOptions, Work};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::manifest::Setup;
 use crate::position::Position;
 use crate::record::{BaselineTaken, Captured, Contents, Parse, Piece};
@@ -156,7 +156,16 @@ impl Source for RedisSource {
     }
 
     fn canary(&self) -> Work<'_, ()> {
-        Box::pin(async { canary::write(&self.followed().await?.clock).await })
+        Box::pin(async {
+            let chosen = self.followed().await?;
+            if chosen.at != chosen.clock {
+                let what = format!("{} is a replica: nothing is written to its master", chosen.at);
+                return Err(
+                    Error::refused(what).hint("capture the master, or [drill] canary = false")
+                );
+            }
+            canary::write(&chosen.at).await
+        })
     }
 
     fn hold(&self) -> Work<'_, Box<dyn Hold>> {

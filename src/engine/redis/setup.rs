@@ -101,19 +101,17 @@ async fn asked<T: FromRedisValue>(
 
 /// Whether a setting holds something that is not for others: those of the server (`requirepass`,
 /// `masterauth`, `primaryauth`, `tls-key-file-pass`), those of modules by their names (which have a
-/// dot, as in `search.key`), and urls with a password.
+/// dot, as in `search.key`), and urls that may hold a password.
 fn is_secret(name: &str, value: &str) -> bool {
     let name = name.to_ascii_lowercase();
     let within = ["pass", "secret", "token", "credential"];
     let is_key = name.contains('.') && name.ends_with("key");
-    let authority = value.split_once("://").and_then(|(_, rest)| rest.split('/').next());
-    let has_password = authority.is_some_and(|authority| {
-        authority.rsplit_once('@').is_some_and(|(user, _)| user.contains(':'))
-    });
+    // What stands before an `@`, or behind a `?`, may be one.
+    let is_private_url = value.split_once("://").is_some_and(|(_, rest)| rest.contains(['@', '?']));
     name.ends_with("auth")
         || is_key
         || within.iter().any(|word| name.contains(word))
-        || has_password
+        || is_private_url
 }
 
 /// One of `MODULE LIST`. Its arguments may hold secrets, and are left out.
@@ -195,8 +193,15 @@ mod tests {
 
     #[test]
     fn a_url_with_a_password_is_a_secret() {
-        assert!(is_secret("proxy", "http://user:geheim@host:1/"));
-        for harmless in ["http://host:1/a:b@c", "http://user@host", "a:b@c", ""] {
+        for secret in [
+            "http://user:geheim@host:1/",
+            "http://u:a/b@h",
+            "http://a http://u:p@h",
+            "http://h?token=x",
+        ] {
+            assert!(is_secret("proxy", secret), "{secret}");
+        }
+        for harmless in ["http://host:1/a", "a:b@c", "k?", ""] {
             assert!(!is_secret("proxy", harmless), "{harmless}");
         }
     }

@@ -204,7 +204,7 @@ async fn apply_accounts(
         if account.as_ref().is_some_and(left_alone) {
             continue;
         }
-        let run = ask::run(conn, sql, || match account {
+        let mut run = ask::run(conn, sql, || match account {
             // Never the statement itself: it may hold a hash.
             Some(account) if !sql.starts_with("GRANT ") && !sql.starts_with("REVOKE ") => {
                 format!("create account {}", account.quoted())
@@ -212,24 +212,25 @@ async fn apply_accounts(
             _ => sql.clone(),
         })
         .await;
+        if let (Some(account), Some(NOT_REGISTERED)) = (account, ask::server_code(&run))
+            && let Some((grant, others)) = known_part(sql, &dynamic_privileges(conn).await?)
+        {
+            run = match grant {
+                Some(grant) => ask::run(conn, &grant, || grant.clone()).await,
+                None => Ok(()),
+            };
+            for privilege in others {
+                let who: &mut BTreeSet<Account> = unknown.entry(privilege).or_default();
+                who.insert(account.clone());
+            }
+        }
         // Access denied, for one reason or another; an account that was not made.
-        let code = ask::server_code(&run);
-        let denied = matches!(code, Some(1044 | 1045 | 1142 | 1227 | 1396 | 1410 | 3523));
+        let denied =
+            matches!(ask::server_code(&run), Some(1044 | 1045 | 1142 | 1227 | 1396 | 1410 | 3523));
         match (run, account) {
             (Err(error), Some(account)) if rights == Rights::Some && denied => {
                 tracing::warn!("{}: {error}", account.quoted());
                 lacking.insert(account.clone());
-            }
-            (Err(error), Some(account)) if code == Some(NOT_REGISTERED) => {
-                let known = dynamic_privileges(conn).await?;
-                let Some((grant, others)) = known_part(sql, &known) else { return Err(error) };
-                if let Some(grant) = grant {
-                    ask::run(conn, &grant, || grant.clone()).await?;
-                }
-                for privilege in others {
-                    let who: &mut BTreeSet<Account> = unknown.entry(privilege).or_default();
-                    who.insert(account.clone());
-                }
             }
             (run, _) => run?,
         }
