@@ -2,7 +2,7 @@
 //! transactions of 300 MB and 1 GB, and CPU time when nothing goes on.
 
 use crate::instants::until_windows;
-use crate::support::{Daemon, Mysqld, Pitr, RedisServer, eventually};
+use crate::support::{Mysqld, Pitr, RedisServer, eventually};
 use std::time::Duration;
 
 #[tokio::test]
@@ -17,34 +17,6 @@ async fn a_transaction_of_1_gb_passes_through_little_memory() {
     pass_through_little_memory(530).await;
 }
 
-/// Runs a restore, and gives its largest resident memory in bytes.
-async fn restore_within(pitr: &Pitr, args: &[&str]) -> u64 {
-    let mut child = pitr.command().args(args).spawn().unwrap();
-    let status = format!("/proc/{}/status", child.id());
-    let mut most = 0;
-    loop {
-        if let Some(ended) = child.try_wait().unwrap() {
-            assert!(ended.success(), "{args:?}: {ended}");
-            return most;
-        }
-        let text = std::fs::read_to_string(&status).unwrap_or_default();
-        let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-        let kib = line.and_then(|rest| rest.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok());
-        most = most.max(kib.unwrap_or(0) * 1024);
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
-
-/// The CPU time of the daemon so far.
-fn cpu_time(daemon: &Daemon) -> Duration {
-    let stat = std::fs::read_to_string(format!("/proc/{}/stat", daemon.pid())).unwrap();
-    // Behind the name, which may have spaces: state is the first field, utime the 12th.
-    let (_, fields) = stat.rsplit_once(')').unwrap();
-    let ticks = |at: usize| fields.split_whitespace().nth(at).unwrap().parse::<u64>().unwrap();
-    // USER_HZ is 100 wherever Linux runs.
-    Duration::from_millis(10 * (ticks(11) + ticks(12)))
-}
-
 #[tokio::test]
 async fn an_idle_daemon_takes_next_to_no_cpu_time() {
     let (source, cache) = (Mysqld::start(&[]).await, RedisServer::start(&[]).await);
@@ -53,9 +25,9 @@ async fn an_idle_daemon_takes_next_to_no_cpu_time() {
     let mut daemon = pitr.spawn_run();
     until_windows(&pitr, &mut daemon).await;
     tokio::time::sleep(Duration::from_secs(2)).await;
-    let before = cpu_time(&daemon);
+    let before = daemon.cpu_time();
     tokio::time::sleep(Duration::from_secs(8)).await;
-    let took = cpu_time(&daemon).checked_sub(before).unwrap();
+    let took = daemon.cpu_time().checked_sub(before).unwrap();
     println!("an idle daemon takes {} ms of CPU time in 8 s", took.as_millis());
     // Not optimised, and with two sources: 3 % of a core.
     assert!(took < Duration::from_millis(240), "{took:?}");
@@ -93,7 +65,7 @@ async fn pass_through_little_memory(rows: u64) {
 
     let target = Mysqld::start(&["--max-allowed-packet=1G"]).await;
     let to = format!("shop-mysql={}", target.url());
-    let most = restore_within(&pitr, &["restore", "--to", &at, "--target", &to]).await;
+    let most = pitr.run_measured(&["restore", "--to", &at, "--target", &to]).await.rss_bytes_max;
     println!("the restore's largest resident memory: {} MB", most / 1_000_000);
     assert!(most < 200_000_000, "{most} bytes");
     let sum = "SELECT COUNT(*), SUM(LENGTH(x)), SUM(CRC32(x)) FROM w.t";

@@ -291,6 +291,8 @@ impl Replay {
             step.bytes.extend_from_slice(&encode(&[b"SELECT", b"0"]));
             step.whole = Some(step.bytes.len());
         }
+        // Nearly all of it is passed on.
+        step.bytes.reserve(self.held.len() + bytes.len());
         let mut at = 0;
         while at < bytes.len() {
             let from = at;

@@ -23,6 +23,10 @@ const ARGS_MAX: u64 = i32::MAX as u64;
 /// (`proto-max-bulk-len`) and a replica not at all.
 const ARG_BYTES_MAX: u64 = 1 << 40;
 
+/// How many digits the length of an argument has at most to be read at once; so many are well below
+/// [`ARG_BYTES_MAX`].
+const PLAIN_DIGITS: usize = 9;
+
 /// The longest annotation that is taken for one.
 const NOTE_MAX: u64 = 64 << 10;
 
@@ -289,6 +293,11 @@ impl Scanner {
                 self.offset += taken as u64;
                 continue;
             }
+            if let Some(taken) = self.argument_head(rest) {
+                *at += taken;
+                self.offset += taken as u64;
+                continue;
+            }
             let ended = self.step(byte)?;
             *at += 1;
             self.offset += 1;
@@ -313,6 +322,29 @@ impl Scanner {
             self.state = State::ArgCr;
         }
         bytes.len()
+    }
+
+    /// Takes what stands before an argument, and the end of the line of the one before it, at once:
+    /// the same as [`Scanner::step`] does with each byte. `None` if it is not all there or not plain.
+    fn argument_head(&mut self, rest: &[u8]) -> Option<usize> {
+        let behind = match self.state {
+            State::ArgStart => rest.strip_prefix(b"$")?,
+            State::ArgCr if self.args_left > 1 => rest.strip_prefix(b"\r\n$")?,
+            _ => return None,
+        };
+        let (mut len, mut digits) = (0, 0);
+        for digit in behind.iter().take(PLAIN_DIGITS).take_while(|byte| byte.is_ascii_digit()) {
+            len = len * 10 + u64::from(digit - b'0');
+            digits += 1;
+        }
+        let behind = behind.get(digits..)?.strip_prefix(b"\r\n").filter(|_| digits > 0)?;
+        if self.state == State::ArgCr {
+            self.args_left -= 1;
+            self.arg_index += 1;
+        }
+        self.arg_left = len;
+        self.state = if len == 0 { State::ArgCr } else { State::Arg };
+        Some(rest.len() - behind.len())
     }
 
     /// Takes one byte outside of arguments. True if a command ends with it.

@@ -160,7 +160,12 @@ impl RedisServer {
         let mut replica = master.accept().await?;
         let replid = format!("{REPLID_HEAD}{:032x}", rand::random::<u128>());
         match self.by_ms {
-            None => Self::copy(&mut replica, &replid, baseline, pieces).await?,
+            None => {
+                Self::copy(&mut replica, &replid, baseline, pieces).await?;
+                // By itself it acknowledges once a second. Behind a copy of unknown length nothing
+                // may be sent before it does: its end would not be found in what is read at once.
+                replica.say(&[b"REPLCONF", b"GETACK", b"*"]).await?;
+            }
             Some(by_ms) => {
                 let mark = format!("{:032x}{:08x}", rand::random::<u128>(), rand::random::<u32>());
                 replica.begin_marked_copy(&replid, &mark).await?;

@@ -23,7 +23,7 @@ mod proxy;
 mod redis_server;
 
 pub(crate) use mysqld::{Mariadbd, Mysqld, copy_dir};
-pub(crate) use pitr::{Daemon, Output, Pitr};
+pub(crate) use pitr::{Daemon, Output, Pitr, Took};
 pub(crate) use process::program;
 pub(crate) use proxy::Proxy;
 pub(crate) use redis_server::RedisServer;

@@ -4,7 +4,7 @@ use super::process::{self, Process};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// How long one command may take.
@@ -85,6 +85,25 @@ impl Pitr {
         }
     }
 
+    /// Runs a command to its success, and says what that took.
+    pub(crate) async fn run_measured(&self, args: &[&str]) -> Took {
+        const LOOK_EVERY: Duration = Duration::from_millis(20);
+        let begun = Instant::now();
+        let mut command = self.spawn(args);
+        let mut took = Took::default();
+        while command.ended().is_none() {
+            let rss = command.rss_bytes_max_if_running().unwrap_or(0);
+            took.rss_bytes_max = took.rss_bytes_max.max(rss);
+            took.cpu = command.cpu_time();
+            assert!(begun.elapsed() < COMMAND_DEADLINE, "pitr {args:?}: {}", command.log());
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        took.time = begun.elapsed();
+        let ended = command.ended();
+        assert!(ended.unwrap().success(), "pitr {args:?}: {ended:?}: {}", command.log());
+        took
+    }
+
     /// Starts `pitr run`. Does not wait until it captures.
     pub(crate) fn spawn_run(&self) -> Daemon {
         self.spawn_run_with(&[])
@@ -106,6 +125,16 @@ impl Pitr {
         command.args(args);
         Daemon { process: Process::spawn(command, &self.dir().join("daemon.log")) }
     }
+}
+
+/// What a command took, as far as its last 20 ms were seen.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Took {
+    pub(crate) time: Duration,
+    /// CPU time, with that of the programs that it ran.
+    pub(crate) cpu: Duration,
+    /// The largest resident memory.
+    pub(crate) rss_bytes_max: u64,
 }
 
 /// What a command printed and how it ended.
@@ -205,6 +234,17 @@ impl Daemon {
     /// The same, unless it has ended.
     pub(crate) fn rss_bytes_max_if_running(&self) -> Option<u64> {
         self.status("VmHWM:").ok()
+    }
+
+    /// The CPU time so far, with that of the programs that it ran and that have ended.
+    pub(crate) fn cpu_time(&self) -> Duration {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
+        // Behind the name, which may have spaces: state is the first field, utime the 12th; stime,
+        // cutime and cstime follow.
+        let (_, fields) = stat.rsplit_once(')').unwrap();
+        let ticks = fields.split_whitespace().skip(11).take(4);
+        // USER_HZ is 100 wherever Linux runs.
+        Duration::from_millis(10 * ticks.map(|ticks| ticks.parse::<u64>().unwrap()).sum::<u64>())
     }
 
     fn status_bytes(&self, key: &str) -> u64 {

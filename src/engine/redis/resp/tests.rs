@@ -77,6 +77,16 @@ fn what_is_no_stream_is_named_with_its_offset(#[case] bytes: &[u8], #[case] expe
     assert!(error.clone().unwrap_or_default().contains(expected), "{error:?}");
 }
 
+#[rstest]
+#[case::zeros(b"*3\r\n$003\r\nDEL\r\n$000000001\r\nk\r\n$0\r\n\r\n")]
+#[case::many_digits(b"*2\r\n$3\r\nDEL\r\n$0000000001\r\nk\r\n")]
+#[case::no_digits(b"*2\r\n$3\r\nDEL\r\n$\r\nk\r\n")]
+#[case::another_mark(b"*2\r\n$3\r\nDEL\r\n:1\r\nk\r\n")]
+#[case::one_more(b"*1\r\n$3\r\nDEL\r\n$1\r\nk\r\n")]
+fn a_length_read_at_once_means_the_same_as_byte_by_byte(#[case] bytes: &[u8]) {
+    assert_eq!(scan([bytes]), scan(bytes.chunks(1)));
+}
+
 #[test]
 fn a_name_is_known_before_its_command_is_complete() {
     let bytes = wire(&[b"PUBLISH", b"channel", b"message"]);
