@@ -131,7 +131,7 @@ impl Pitr {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Took {
     pub(crate) time: Duration,
-    /// CPU time, with that of the programs that it ran.
+    /// CPU time, without that of programs that it ran.
     pub(crate) cpu: Duration,
     /// The largest resident memory.
     pub(crate) rss_bytes_max: u64,
@@ -236,13 +236,12 @@ impl Daemon {
         self.status("VmHWM:").ok()
     }
 
-    /// The CPU time so far, with that of the programs that it ran and that have ended.
+    /// The CPU time so far, without that of programs that it ran.
     pub(crate) fn cpu_time(&self) -> Duration {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
-        // Behind the name, which may have spaces: state is the first field, utime the 12th; stime,
-        // cutime and cstime follow.
+        // Behind the name, which may have spaces: state is the first field, utime the 12th, then stime.
         let (_, fields) = stat.rsplit_once(')').unwrap();
-        let ticks = fields.split_whitespace().skip(11).take(4);
+        let ticks = fields.split_whitespace().skip(11).take(2);
         // USER_HZ is 100 wherever Linux runs.
         Duration::from_millis(10 * ticks.map(|ticks| ticks.parse::<u64>().unwrap()).sum::<u64>())
     }
