@@ -61,6 +61,7 @@ mod baseline;
 mod check;
 mod dump;
 mod events;
+mod groups;
 mod half;
 mod inspect;
 mod load;
