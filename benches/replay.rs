@@ -1,9 +1,9 @@
 //! How fast a history is replayed, beside a native replica and beside `mysqlbinlog | mysql`.
 //!
-//! `cargo bench --bench replay` has three histories written, one after the other: small
-//! transactions in eight tables, hot rows, and bulk inserts (`PITR_BENCH_LOADS=small,hot,bulk`
-//! chooses). The first two have 40,000 transactions (`PITR_BENCH_TRANSACTIONS` sets another number),
-//! the third a hundredth of that, of 500 rows each. Each goes into fresh servers, set up as
+//! `cargo bench --bench replay` has histories written, one after the other: small transactions in
+//! eight tables, the same in tables that cannot be changed at the same time, hot rows, and bulk
+//! inserts (`PITR_BENCH_LOADS=small,joined,hot,bulk` chooses). They have 40,000 transactions
+//! (`PITR_BENCH_TRANSACTIONS` sets another number), the last one a hundredth of that, of 500 rows each. Each goes into fresh servers, set up as
 //! installed: as a native replica with four workers of the source itself, by `pitr restore` with
 //! each of the ways of `--apply`, and, for a sample, by `mysqlbinlog | mysql`. It prints
 //! transactions a second, the CPU time of the server and of its busiest threads, and ratios; it asserts
@@ -41,13 +41,14 @@ const AS_INSTALLED: [&str; 3] =
 const WAYS: [&str; 3] = ["native", "merged", "sql"];
 
 fn main() {
-    let loads = std::env::var("PITR_BENCH_LOADS").unwrap_or_else(|_| "small,hot,bulk".into());
+    let loads =
+        std::env::var("PITR_BENCH_LOADS").unwrap_or_else(|_| "small,joined,hot,bulk".into());
     let transactions: u64 =
         std::env::var("PITR_BENCH_TRANSACTIONS").map_or(40_000, |text| text.parse().unwrap());
     tokio::runtime::Runtime::new().unwrap().block_on(async {
         for load in loads.split(',') {
             match load {
-                "small" => compare(load, Load::Small, transactions).await,
+                "small" | "joined" => compare(load, Load::Small, transactions).await,
                 "hot" => compare(load, Load::Hot, transactions).await,
                 "bulk" => compare(load, Load::Bulk, (transactions / 100).max(1)).await,
                 _ => panic!("no load is called {load}"),
@@ -60,6 +61,18 @@ fn main() {
 async fn compare(name: &str, load: Load, transactions: u64) {
     let source = Mysqld::start(&["--max-binlog-size=1G"]).await;
     workload::prepare(&source, TABLES, ROWS).await;
+    if name == "joined" {
+        // A foreign key to each from the one before it.
+        for table in 2..=TABLES {
+            let before = table - 1;
+            source
+                .sql(&format!(
+                    "ALTER TABLE sbtest.sbtest{table} ADD COLUMN r INT, \
+                     ADD FOREIGN KEY (r) REFERENCES sbtest.sbtest{before} (id)"
+                ))
+                .await;
+        }
+    }
     let dump = tempfile::NamedTempFile::new().unwrap();
     dump_all(&source, dump.path());
 

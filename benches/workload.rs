@@ -39,7 +39,7 @@ impl Load {
                     "BEGIN; UPDATE sbtest.sbtest{table} SET k = k + 1 WHERE id = {a}; \
                      UPDATE sbtest.sbtest{table} SET c = RPAD(SHA2({text}, 512), 119, '-') \
                      WHERE id = {b}; DELETE FROM sbtest.sbtest{table} WHERE id = {c}; \
-                     INSERT INTO sbtest.sbtest{table} VALUES ({c}, {a}, \
+                     INSERT INTO sbtest.sbtest{table} (id, k, c, pad) VALUES ({c}, {a}, \
                      RPAD(SHA2({text}, 384), 119, '-'), RPAD(SHA2({text}, 224), 59, '-')); COMMIT"
                 )
             }
