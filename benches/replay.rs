@@ -1,10 +1,13 @@
 //! How fast a history is replayed, beside a native replica and beside `mysqlbinlog | mysql`.
 //!
-//! `cargo bench --bench replay` records 40,000 transactions (`PITR_BENCH_TRANSACTIONS` sets
-//! another number) and brings them into fresh servers, set up as installed, in four ways: as a native replica with
-//! four workers of the source itself, by `pitr restore`, by `pitr restore --apply sql`, and, for a
-//! sample of 2,000 of them, by `mysqlbinlog | mysql`. It prints transactions a second and their ratios; it asserts nothing
-//! but that all ways end with the same rows.
+//! `cargo bench --bench replay` has histories written, one after the other: small transactions in
+//! eight tables, the same in tables that cannot be changed at the same time, hot rows, and bulk
+//! inserts (`PITR_BENCH_LOADS=small,joined,hot,bulk` chooses). They have 40,000 transactions
+//! (`PITR_BENCH_TRANSACTIONS` sets another number), the last one a hundredth of that, of 500 rows each. Each goes into fresh servers, set up as
+//! installed: as a native replica with four workers of the source itself, by `pitr restore` with
+//! each of the ways of `--apply`, and, for a sample, by `mysqlbinlog | mysql`. It prints
+//! transactions a second, the CPU time of the server and of its busiest threads, and ratios; it asserts
+//! nothing but that all ways end with the same rows and GTIDs.
 
 #![allow(
     clippy::unwrap_used,
@@ -22,60 +25,92 @@ mod workload;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 use support::{Mysqld, Pitr, eventually, program};
+use workload::Load;
 
 const TABLES: u64 = 8;
 const ROWS: u64 = 10_000;
 const SAMPLE: u64 = 2_000;
+/// Of how many threads of a server the CPU time is told.
+const BUSIEST: usize = 5;
 
 /// A server as it is installed: every commit is synced, four workers apply.
 const AS_INSTALLED: [&str; 3] =
     ["--innodb-flush-log-at-trx-commit=1", "--sync-binlog=1", "--replica-parallel-workers=4"];
 
+/// The ways of `--apply`.
+const WAYS: [&str; 3] = ["native", "merged", "sql"];
+
 fn main() {
+    let loads =
+        std::env::var("PITR_BENCH_LOADS").unwrap_or_else(|_| "small,joined,hot,bulk".into());
+    let transactions: u64 =
+        std::env::var("PITR_BENCH_TRANSACTIONS").map_or(40_000, |text| text.parse().unwrap());
     tokio::runtime::Runtime::new().unwrap().block_on(async {
-        let transactions: u64 =
-            std::env::var("PITR_BENCH_TRANSACTIONS").map_or(40_000, |text| text.parse().unwrap());
-        let source = Mysqld::start(&["--max-binlog-size=1G"]).await;
-        workload::prepare(&source, TABLES, ROWS).await;
-        let dump = tempfile::NamedTempFile::new().unwrap();
-        dump_all(&source, dump.path());
-
-        let pitr = Pitr::new(&[("bench", source.url())]);
-        pitr.run(&["init"]).await.ok();
-        let daemon = pitr.spawn_run();
-        eventually("the first baseline", Duration::from_mins(2), async || {
-            let report = pitr.run(&["windows", "--json"]).await.ok().json();
-            (!report["sources"][0]["windows"].as_array()?.is_empty()).then_some(())
-        })
-        .await;
-        println!("recording {transactions} transactions");
-        let (file, from) = workload::current_binlog(&source).await;
-        workload::transactions(&source, TABLES, ROWS, transactions).await;
-        let executed = source.gtid_executed().await;
-        let run: u64 = source.row("SELECT COUNT(*) FROM sbtest.sbtest1").await;
-        assert_eq!(run, ROWS);
-        tokio::time::sleep(Duration::from_secs(3)).await;
-
-        let native = native_replica(&source, dump.path(), &executed).await;
-        let mut ours = [0.0; 2];
-        for (seconds, way) in ours.iter_mut().zip(["native", "sql"]) {
-            let restored;
-            (restored, *seconds) = restore(&pitr, &source, way).await;
-            assert_eq!(checksums(&source).await, checksums(&restored).await);
+        for load in loads.split(',') {
+            match load {
+                "small" | "joined" => compare(load, Load::Small, transactions).await,
+                "hot" => compare(load, Load::Hot, transactions).await,
+                "bulk" => compare(load, Load::Bulk, (transactions / 100).max(1)).await,
+                _ => panic!("no load is called {load}"),
+            }
         }
-        let [ours, sql] = ours;
-        drop(daemon);
-        let stock = mysqlbinlog_and_mysql(&source, dump.path(), &file, from).await;
-
-        let rate = |seconds: f64| transactions as f64 / seconds;
-        println!("native replica, 4 workers: {native:.1} s, {:.0} transactions/s", rate(native));
-        println!("pitr restore (replay):     {ours:.1} s, {:.0} transactions/s", rate(ours));
-        println!("pitr restore --apply sql:  {sql:.1} s, {:.0} transactions/s", rate(sql));
-        println!("mysqlbinlog | mysql:       {stock:.0} transactions/s ({SAMPLE} of them)");
-        println!("pitr takes {:.2} of the native replica's time", ours / native);
-        println!("pitr is {:.1} times as fast as mysqlbinlog | mysql", rate(ours) / stock);
-        println!("with --apply sql {:.1} times", rate(sql) / stock);
     });
+}
+
+/// Has a history written and brings it into servers in all ways.
+async fn compare(name: &str, load: Load, transactions: u64) {
+    let source = Mysqld::start(&["--max-binlog-size=1G"]).await;
+    workload::prepare(&source, TABLES, ROWS).await;
+    if name == "joined" {
+        // A foreign key to each from the one before it.
+        for table in 2..=TABLES {
+            let before = table - 1;
+            source
+                .sql(&format!(
+                    "ALTER TABLE sbtest.sbtest{table} ADD COLUMN r INT, \
+                     ADD FOREIGN KEY (r) REFERENCES sbtest.sbtest{before} (id)"
+                ))
+                .await;
+        }
+    }
+    let dump = tempfile::NamedTempFile::new().unwrap();
+    dump_all(&source, dump.path());
+
+    let pitr = Pitr::new(&[("bench", source.url())]);
+    pitr.run(&["init"]).await.ok();
+    let daemon = pitr.spawn_run();
+    eventually("the first baseline", Duration::from_mins(2), async || {
+        let report = pitr.run(&["windows", "--json"]).await.ok().json();
+        (!report["sources"][0]["windows"].as_array()?.is_empty()).then_some(())
+    })
+    .await;
+    let (file, from) = workload::current_binlog(&source).await;
+    workload::transactions(&source, load, TABLES, ROWS, transactions).await;
+    let (_, to) = workload::current_binlog(&source).await;
+    println!("{name}: {transactions} transactions, {} MB", (to - from) / 1_000_000);
+    let executed = source.gtid_executed().await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+
+    let native = native_replica(&source, dump.path(), &executed).await;
+    let rate = |seconds: f64| transactions as f64 / seconds;
+    let print = |way: &str, seconds: f64, cpu: &str| {
+        let ratio = seconds / native.0;
+        println!("{way:<16} {seconds:6.1} s {:8.0} /s, {ratio:.2} of native; {cpu}", rate(seconds));
+    };
+    print("native replica", native.0, &native.1);
+    let mut ours = vec![];
+    for way in WAYS {
+        let (seconds, cpu) = restore(&pitr, &source, way).await;
+        print(way, seconds, &cpu);
+        ours.push((way, seconds));
+    }
+    drop(daemon);
+    let sample = SAMPLE.min(transactions / 2);
+    let stock = mysqlbinlog_and_mysql(&source, dump.path(), &file, from, sample).await;
+    println!("mysqlbinlog | mysql: {stock:.0} /s ({sample} of them)");
+    for (way, seconds) in ours {
+        println!("{way} is {:.1} times as fast as mysqlbinlog | mysql", rate(seconds) / stock);
+    }
 }
 
 fn dump_all(source: &Mysqld, to: &std::path::Path) {
@@ -99,7 +134,7 @@ fn load(server: &Mysqld, dump: &std::path::Path) {
     assert!(status.success());
 }
 
-async fn native_replica(source: &Mysqld, dump: &std::path::Path, executed: &str) -> f64 {
+async fn native_replica(source: &Mysqld, dump: &std::path::Path, executed: &str) -> (f64, String) {
     let replica = Mysqld::start(&AS_INSTALLED).await;
     replica.sql("RESET BINARY LOGS AND GTIDS").await;
     load(&replica, dump);
@@ -110,23 +145,69 @@ async fn native_replica(source: &Mysqld, dump: &std::path::Path, executed: &str)
             source.port()
         ))
         .await;
-    let begun = Instant::now();
+    let (begun, before) = (Instant::now(), cpu_of(&replica));
     replica.sql("START REPLICA").await;
     let wait = format!("SELECT WAIT_FOR_EXECUTED_GTID_SET('{executed}', 3600)");
     let timed_out: u64 = replica.row(&wait).await;
     assert_eq!(timed_out, 0);
     let seconds = begun.elapsed().as_secs_f64();
+    let cpu = format!("server {:.1} s of CPU", cpu_of(&replica) - before);
     assert_eq!(checksums(source).await, checksums(&replica).await);
-    seconds
+    (seconds, cpu)
 }
 
-async fn restore(pitr: &Pitr, source: &Mysqld, way: &str) -> (Mysqld, f64) {
+async fn restore(pitr: &Pitr, source: &Mysqld, way: &str) -> (f64, String) {
     let target = Mysqld::start(&AS_INSTALLED).await;
+    let before = cpu_of(&target);
     let to = format!("bench={}", target.url());
     let args = ["restore", "--to", "latest", "--target", &to, "--apply", way, "--json"];
-    let report = pitr.run(&args).await.ok().json();
+    let restored = pitr.run(&args);
+    tokio::pin!(restored);
+    let mut threads = vec![];
+    let report = loop {
+        tokio::select! {
+            report = &mut restored => break report.ok().json(),
+            // Those that apply are gone at the end.
+            () = tokio::time::sleep(Duration::from_millis(200)) => note_threads(&target, &mut threads),
+        }
+    };
+    threads.sort_by(|(.., a), (.., b)| f64::total_cmp(b, a));
+    threads.truncate(BUSIEST);
+    let threads: Vec<String> =
+        threads.into_iter().map(|(_, name, cpu)| format!("{name} {cpu:.1}")).collect();
+    let cpu = cpu_of(&target) - before;
+    let cpu = format!("server {cpu:.1} s of CPU, load included: {}", threads.join(", "));
     assert_eq!(target.gtid_executed().await, source.gtid_executed().await);
-    (target, report["sources"][0]["seconds"]["replay"].as_f64().unwrap())
+    assert_eq!(checksums(source).await, checksums(&target).await);
+    (report["sources"][0]["seconds"]["replay"].as_f64().unwrap(), cpu)
+}
+
+/// CPU time that a server has had, in s.
+fn cpu_of(server: &Mysqld) -> f64 {
+    cpu(&std::fs::read_to_string(format!("/proc/{}/stat", server.pid())).unwrap()).1
+}
+
+/// Takes note of how much CPU time each thread of a server has had: its number, name and s.
+fn note_threads(server: &Mysqld, noted: &mut Vec<(String, String, f64)>) {
+    for thread in std::fs::read_dir(format!("/proc/{}/task", server.pid())).unwrap() {
+        let thread = thread.unwrap();
+        // It may have ended meanwhile.
+        let Ok(stat) = std::fs::read_to_string(thread.path().join("stat")) else { continue };
+        let id = thread.file_name().into_string().unwrap();
+        let (name, cpu) = cpu(&stat);
+        match noted.iter_mut().find(|(other, ..)| *other == id) {
+            Some(thread) => thread.2 = cpu,
+            None => noted.push((id, name, cpu)),
+        }
+    }
+}
+
+/// Name and CPU time in s, as `/proc/PID/stat` has them: user and system time in ticks of 10 ms.
+fn cpu(stat: &str) -> (String, f64) {
+    let (name, rest) = stat.rsplit_once(')').unwrap();
+    let ticks: Vec<f64> =
+        rest.split_ascii_whitespace().skip(11).take(2).map(|n| n.parse().unwrap()).collect();
+    (name.split_once('(').unwrap().1.to_owned(), ticks.iter().sum::<f64>() / 100.0)
 }
 
 /// Transactions a second.
@@ -135,6 +216,7 @@ async fn mysqlbinlog_and_mysql(
     dump: &std::path::Path,
     file: &str,
     from: u64,
+    sample: u64,
 ) -> f64 {
     let target = Mysqld::start(&AS_INSTALLED).await;
     target.sql("RESET BINARY LOGS AND GTIDS").await;
@@ -155,7 +237,7 @@ async fn mysqlbinlog_and_mysql(
         .unwrap();
     let done = loop {
         let done = transactions_of(&target.gtid_executed().await) - before;
-        if done >= SAMPLE || client.try_wait().unwrap().is_some() {
+        if done >= sample || client.try_wait().unwrap().is_some() {
             break done;
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
@@ -174,6 +256,9 @@ fn transactions_of(set: &str) -> u64 {
 }
 
 async fn checksums(server: &Mysqld) -> Vec<(String, u64)> {
-    let tables: Vec<String> = (1..=TABLES).map(|table| format!("sbtest.sbtest{table}")).collect();
+    let tables: Vec<String> = ["sbtest", "bulk"]
+        .into_iter()
+        .flat_map(|name| (1..=TABLES).map(move |table| format!("sbtest.{name}{table}")))
+        .collect();
     server.rows(&format!("CHECKSUM TABLE {}", tables.join(", "))).await
 }

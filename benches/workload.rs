@@ -1,5 +1,5 @@
-//! Row changes in the manner of sysbench's `oltp_write_only`, and their capture, shared by the
-//! benchmarks.
+//! What the benchmarks have written: row changes in the manner of sysbench's `oltp_write_only`, hot
+//! rows, and bulk inserts; and their capture.
 
 #![allow(dead_code, reason = "each benchmark uses the part that it needs")]
 
@@ -18,6 +18,54 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 const WRITERS: u64 = 8;
+/// How many rows are hot.
+const HOT: u64 = 100;
+/// How many rows a bulk insert has.
+pub(crate) const BULK_ROWS: u64 = 500;
+
+/// What the transactions of a load do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Load {
+    /// Four row changes in one of the tables, which is another one each time.
+    Small,
+    /// Four updates of a hundred rows of one table.
+    Hot,
+    /// One insert of many rows into one of the tables.
+    Bulk,
+}
+
+impl Load {
+    /// The statements of one transaction.
+    fn statements(self, tables: u64, rows: u64) -> String {
+        let table = rand::random_range(1..=tables);
+        match self {
+            Self::Small => {
+                let id = || rand::random_range(1..=rows);
+                let (a, b, c) = (id(), id(), id());
+                let text = rand::random::<u64>();
+                format!(
+                    "BEGIN; UPDATE sbtest.sbtest{table} SET k = k + 1 WHERE id = {a}; \
+                     UPDATE sbtest.sbtest{table} SET c = RPAD(SHA2({text}, 512), 119, '-') \
+                     WHERE id = {b}; DELETE FROM sbtest.sbtest{table} WHERE id = {c}; \
+                     INSERT INTO sbtest.sbtest{table} (id, k, c, pad) VALUES ({c}, {a}, \
+                     RPAD(SHA2({text}, 384), 119, '-'), RPAD(SHA2({text}, 224), 59, '-')); COMMIT"
+                )
+            }
+            Self::Hot => {
+                let mut ids: [u64; 4] = std::array::from_fn(|_| rand::random_range(1..=HOT));
+                // In one order, or most of them would be deadlocks.
+                ids.sort_unstable();
+                let updates =
+                    ids.map(|id| format!("UPDATE sbtest.sbtest1 SET k = k + 1 WHERE id = {id}; "));
+                format!("BEGIN; {}COMMIT", updates.concat())
+            }
+            Self::Bulk => format!(
+                "INSERT INTO sbtest.bulk{table} (k, c, pad) \
+                 SELECT k, c, pad FROM sbtest.sbtest{table} LIMIT {BULK_ROWS}"
+            ),
+        }
+    }
+}
 
 /// Makes `tables` tables with `rows` rows each.
 pub(crate) async fn prepare(source: &Mysqld, tables: u64, rows: u64) {
@@ -30,14 +78,16 @@ pub(crate) async fn prepare(source: &Mysqld, tables: u64, rows: u64) {
                  SET SESSION cte_max_recursion_depth = 10000000; \
                  INSERT INTO sbtest.sbtest{table} WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL \
                  SELECT i + 1 FROM n WHERE i < {rows}) SELECT i, i % 499, \
-                 RPAD(SHA2(i, 512), 119, '-'), RPAD(SHA2(i, 224), 59, '-') FROM n"
+                 RPAD(SHA2(i, 512), 119, '-'), RPAD(SHA2(i, 224), 59, '-') FROM n; \
+                 CREATE TABLE sbtest.bulk{table} (id INT AUTO_INCREMENT PRIMARY KEY, \
+                 k INT NOT NULL, c CHAR(120) NOT NULL, pad CHAR(60) NOT NULL, KEY (k))"
             ))
             .await;
     }
 }
 
-/// Runs transactions of four row changes each until `done` says so, given how many were run.
-async fn run(source: &Mysqld, tables: u64, rows: u64, done: impl AsyncFn(u64) -> bool) {
+/// Runs transactions until `done` says so, given how many were run.
+async fn run(source: &Mysqld, load: Load, tables: u64, rows: u64, done: impl AsyncFn(u64) -> bool) {
     let stop = Arc::new(AtomicBool::new(false));
     let count = Arc::new(AtomicU64::new(0));
     let mut writers = Vec::new();
@@ -46,17 +96,7 @@ async fn run(source: &Mysqld, tables: u64, rows: u64, done: impl AsyncFn(u64) ->
         writers.push(tokio::spawn(async move {
             let mut conn = mysql_async::Conn::new(opts).await.unwrap();
             while !stop.load(Ordering::Relaxed) {
-                let table = rand::random_range(1..=tables);
-                let id = || rand::random_range(1..=rows);
-                let (a, b, c) = (id(), id(), id());
-                let text = rand::random::<u64>();
-                let statements = format!(
-                    "BEGIN; UPDATE sbtest.sbtest{table} SET k = k + 1 WHERE id = {a}; \
-                     UPDATE sbtest.sbtest{table} SET c = RPAD(SHA2({text}, 512), 119, '-') \
-                     WHERE id = {b}; DELETE FROM sbtest.sbtest{table} WHERE id = {c}; \
-                     INSERT INTO sbtest.sbtest{table} VALUES ({c}, {a}, \
-                     RPAD(SHA2({text}, 384), 119, '-'), RPAD(SHA2({text}, 224), 59, '-')); COMMIT"
-                );
+                let statements = load.statements(tables, rows);
                 // Deadlocks and duplicate keys among the writers are part of the load.
                 if conn.query_drop(statements).await.is_ok() {
                     count.fetch_add(1, Ordering::Relaxed);
@@ -77,13 +117,19 @@ async fn run(source: &Mysqld, tables: u64, rows: u64, done: impl AsyncFn(u64) ->
 }
 
 /// Runs `transactions` transactions (a few more).
-pub(crate) async fn transactions(source: &Mysqld, tables: u64, rows: u64, transactions: u64) {
-    run(source, tables, rows, async |count| count >= transactions).await;
+pub(crate) async fn transactions(
+    source: &Mysqld,
+    load: Load,
+    tables: u64,
+    rows: u64,
+    transactions: u64,
+) {
+    run(source, load, tables, rows, async |count| count >= transactions).await;
 }
 
-/// Runs transactions until the current binlog has `bytes` bytes.
+/// Runs small transactions until the current binlog has `bytes` bytes.
 pub(crate) async fn until_binlog(source: &Mysqld, bytes: u64) {
-    run(source, 8, 1000, async |_| current_binlog(source).await.1 >= bytes).await;
+    run(source, Load::Small, 8, 1000, async |_| current_binlog(source).await.1 >= bytes).await;
 }
 
 /// Name and size of the server's current binlog.

@@ -4,7 +4,8 @@
 //! walked over is counted the same each time; what the replica has already is not sent. Records
 //! are left out whole or sent whole. Behind the cut follow heartbeats, nothing else.
 //!
-//! Events go out as they are, or small transactions merged ([`super::merge`]). Made up are only what a source makes up: the ROTATE before each
+//! Events go out as they are, or small transactions merged ([`super::merge`]), with a logical clock
+//! that fits what is sent. Made up are only what a source makes up: the ROTATE before each
 //! file, heartbeats, and a FORMAT_DESCRIPTION that does not make a replica drop temporary tables
 //! when it comes to a file again (`created`), nor take the file for one that was never closed.
 //!
@@ -27,6 +28,7 @@ use crate::error::{Error, Result};
 use crate::position::Position;
 use crate::record::{Landing, Piece};
 use bytes::{Bytes, BytesMut};
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -152,8 +154,8 @@ impl<'a> Dump<'a> {
                 offset: 0,
             },
             muted: false,
-            merging: program.merge.then(|| Merging {
-                merger: Merger::default(),
+            merging: program.merge.as_ref().map(|merge| Merging {
+                merger: Merger::new(merge),
                 open: None,
                 bytes: vec![],
             }),
@@ -319,10 +321,25 @@ impl<'a> Dump<'a> {
             if !self.walk.is_open() {
                 self.end_record()?;
             }
+        } else if let Some(gtid) = self.go_alone(part, begins)? {
+            self.put_event(&gtid)?;
         } else if self.told.sending && !self.muted {
             self.emit(part)?;
         }
         Ok(at_cut)
+    }
+
+    /// Of a transaction that is too long to be merged with others: takes note of what it does to
+    /// the groups of tables, and gives its GTID event as it is sent, if this part is it.
+    fn go_alone(&mut self, part: &Part, begins: Option<&GtidEvent>) -> Result<Option<Vec<u8>>> {
+        let (Some(merging), Some(head)) = (&mut self.merging, &part.head) else { return Ok(None) };
+        let checksum = self.walk.track()?.checksum;
+        if begins.is_some() {
+            let gtid = merging.merger.alone(&part.bytes, checksum)?;
+            return Ok(self.told.sending.then_some(gtid));
+        }
+        merging.merger.note_part(head, &part.bytes, part.last)?;
+        Ok(None)
     }
 
     /// Whether the replica is served by places.
@@ -418,9 +435,14 @@ impl<'a> Dump<'a> {
         self.unsent = Some(begins);
         self.begin_sending(gtid)?;
         self.unsent = None;
-        if self.told.sending {
-            for event in merge::events(&merging.bytes) {
-                self.put_event(event?)?;
+        merging.merger.note(&merging.bytes, checksum)?;
+        for (n, event) in merge::events(&merging.bytes).enumerate() {
+            let mut event = Cow::Borrowed(event?);
+            if n == 0 {
+                event = merging.merger.alone(&event, checksum)?.into();
+            }
+            if self.told.sending {
+                self.put_event(&event)?;
             }
         }
         Ok(())
@@ -435,11 +457,17 @@ impl<'a> Dump<'a> {
     }
 
     fn send(&mut self, merging: &mut Merging) -> Result<()> {
-        let Some(gtid) = merging.merger.name() else { return Ok(()) };
-        self.begin_sending(gtid)?;
+        for (gtid, bytes) in merging.merger.flush()? {
+            // All of them begin at one place.
+            self.begin_sending(gtid)?;
+            if self.told.sending {
+                for event in merge::events(&bytes) {
+                    self.put_event(event?)?;
+                }
+            }
+        }
         self.unsent = None;
-        let sending = self.told.sending;
-        merging.merger.flush(|event| if sending { self.put_event(event) } else { Ok(()) })
+        Ok(())
     }
 
     /// A transaction comes next: does the replica need it?
@@ -570,8 +598,8 @@ impl<'a> Dump<'a> {
         };
         // Compressed transactions are longer when they are merged, and no heartbeat may be of a
         // place that the replica is beyond.
-        let offset = match (&self.told.rotated, self.program.merge) {
-            (None, true) => offset.max(self.told.offset),
+        let offset = match (&self.told.rotated, &self.program.merge) {
+            (None, Some(_)) => offset.max(self.told.offset),
             _ => offset,
         };
         self.told.offset = self.told.offset.max(offset);

@@ -12,9 +12,12 @@ use super::maria::{BinlogState, MariaGtid};
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
 use std::io::Read;
+use std::ops::Range;
 
+mod clock;
 mod reader;
 
+pub(crate) use clock::with_clock;
 pub(crate) use reader::Reader;
 
 /// Length of an event's head.
@@ -356,7 +359,7 @@ impl GtidEvent {
     /// Corrupt, if it is not what a server writes.
     pub(crate) fn parse(head: &Head, body: &[u8]) -> Result<Self> {
         let parsed = match head.kind {
-            kind::GTID_TAGGED => parse_tagged(body),
+            kind::GTID_TAGGED => tagged(body).map(|tagged| tagged.event),
             kind::MARIA_GTID => parse_maria(head.server_id, body),
             kind => parse_gtid(body, kind == kind::ANONYMOUS_GTID),
         };
@@ -402,6 +405,10 @@ fn commit_ts(micros: u64) -> Option<Timestamp> {
     i64::try_from(micros).ok().filter(|&micros| micros > 0).map(Timestamp::from_micros)
 }
 
+/// Where `last_committed` and `sequence_number` stand in the body of a GTID event: behind flags,
+/// uuid, number and the type of the clock.
+const LOGICAL_CLOCK_AT: usize = 1 + 16 + 8 + 1;
+
 fn parse_gtid(body: &[u8], anonymous: bool) -> Option<GtidEvent> {
     const HAS_ORIGINAL: u64 = 1 << 55;
     const LOGICAL_CLOCK: u8 = 2;
@@ -431,21 +438,38 @@ fn parse_gtid(body: &[u8], anonymous: bool) -> Option<GtidEvent> {
     Some(event)
 }
 
+/// A GTID_TAGGED event, and where in its body its clock stands, or would stand.
+struct Tagged {
+    event: GtidEvent,
+    /// Where the fields begin.
+    fields: usize,
+    clock: Range<usize>,
+}
+
 /// `mysql::serialization`, version 1: numbers whose first byte says by its trailing ones how
 /// many bytes follow; a message is version, size, the last field that may not be ignored, and
 /// fields with their ids in ascending order.
-fn parse_tagged(body: &[u8]) -> Option<GtidEvent> {
+fn tagged(body: &[u8]) -> Option<Tagged> {
     let mut at = Reader(body);
     if at.varlen()? != 1 || at.varlen()? != body.len() as u64 {
         return None;
     }
+    let fields = body.len() - at.0.len();
     let last_needed = at.varlen()?;
+    let (mut start, mut end) = (None, None);
     let (mut uuid, mut tag, mut n) = (None, Tag::default(), None);
     let (mut last_committed, mut sequence_number) = (0, 0);
     let (mut immediate, mut original, mut transaction_length) = (None, None, 0);
     let mut last_id = None;
     while !at.0.is_empty() {
+        let here = body.len() - at.0.len();
         let id = at.varlen()?;
+        if id >= 4 {
+            start.get_or_insert(here);
+        }
+        if id > 5 {
+            end.get_or_insert(here);
+        }
         if last_id.is_some_and(|last| id <= last) {
             return None;
         }
@@ -475,14 +499,16 @@ fn parse_tagged(body: &[u8]) -> Option<GtidEvent> {
         }
     }
     let gtid = Gtid::new(uuid?, tag, u64::try_from(n?).ok()?)?;
-    Some(GtidEvent {
+    let event = GtidEvent {
         last_committed,
         sequence_number,
         immediate_commit_ts: immediate.and_then(commit_ts),
         original_commit_ts: original.or(immediate).and_then(commit_ts),
         transaction_length,
         ..GtidEvent::named(Some(TxId::MySql(gtid)))
-    })
+    };
+    let start = start.unwrap_or(body.len());
+    Some(Tagged { event, fields, clock: start..end.unwrap_or(body.len()) })
 }
 
 /// The beginning of a QUERY event.

@@ -7,12 +7,21 @@
 //! locks the tables of a statement once: that is where the time goes otherwise. Whatever is
 //! anything else ends what was merged so far and goes through as it is.
 //!
+//! What is merged goes out as several transactions where its tables are of different groups
+//! ([`super::groups`]), which the target may apply at the same time. They have the names of the first
+//! ones that were merged. Their logical clocks let each of them wait for all that came before they
+//! were merged, and everything later wait for them.
+//!
 //! **Invariant:** the row events of merged transactions are those of the log, byte for byte but
-//! for the mark at the end of a statement, and in the order of the log. What is merged depends on
-//! the log alone, so that it is the same each time.
+//! for the mark at the end of a statement, and those of a group are in the order of the log. What is
+//! merged, and how, depends on the log and on what was known before it alone, so that it is the same
+//! each time.
 
-use super::event::{self, Checksum, HEAD_BYTES, Head, Query, Reader, body, kind, renew_crc};
+use super::event::{
+    self, Checksum, HEAD_BYTES, Head, Query, Reader, body, kind, renew_crc, with_clock,
+};
 use super::executed::TxId;
+use super::groups::Groups;
 use super::payload::Payload;
 use crate::error::{Error, Result};
 use bytes::Bytes;
@@ -46,40 +55,82 @@ pub(super) enum Offer {
     NotPlain,
 }
 
+/// How transactions are merged.
+#[derive(Debug, Clone)]
+pub(super) struct Merge {
+    /// The groups of tables at the beginning of the log.
+    pub(super) groups: Groups,
+    /// How many transactions go out at once, at the most.
+    pub(super) lanes: usize,
+}
+
 /// Merges transactions.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Merger {
+    groups: Groups,
+    lanes: usize,
+    /// The last number of the logical clock.
+    clock: i64,
     batch: Batch,
     /// A transaction that was compressed.
     opened: Vec<u8>,
 }
 
+/// A transaction that goes out: its name, and its events.
+pub(super) type Merged = (TxId, Vec<u8>);
+
 /// What is merged now. Its events lack their checksums, and room for those is there.
 #[derive(Debug, Default)]
 struct Batch {
-    /// The first transaction, by whose name all are known; `None` while there is none.
-    first: Option<TxId>,
+    /// How the first transactions begin, of which as many are kept as may go out.
+    starts: Vec<Start>,
     transactions: u32,
     checksum: Option<Checksum>,
-    /// GTID event and BEGIN of the first transaction.
-    start: Vec<u8>,
-    /// `log_pos` of its GTID event. Replicas take the last one they got for their place, and it must
-    /// not go back: all events have this one, but for the XID, which has the end of the last
-    /// transaction.
+    /// `log_pos` of the first GTID event. Replicas take the last one they got for their place, and
+    /// it must not go back: all events have this one, but for the last XID, which has the end of the
+    /// last transaction.
     log_pos: u32,
-    maps: Vec<u8>,
-    /// Of each number of a table, where its TABLE_MAP stands in `maps`.
-    tables: HashMap<u64, Range<usize>>,
+    /// Of each number of a table, what is known of it.
+    tables: HashMap<u64, Table>,
     /// Of each table, its number.
     numbers: HashMap<Vec<u8>, u64>,
-    rows: Vec<u8>,
-    /// Where the last row event begins.
-    last_row: usize,
+    /// The changes of each group, in the order in which groups appear.
+    parts: Vec<Part>,
+    /// How long the bodies of all row events are.
+    bytes: usize,
     /// XID of the last transaction.
     end: Vec<u8>,
     /// The session of BEGIN, and the flags of its row events.
     session: Vec<u8>,
     flags: u16,
+}
+
+/// How a transaction begins.
+#[derive(Debug)]
+struct Start {
+    name: TxId,
+    gtid: (Head, Vec<u8>),
+    begin: Vec<u8>,
+}
+
+/// A table, by its TABLE_MAP.
+#[derive(Debug)]
+struct Table {
+    /// The event.
+    map: Vec<u8>,
+    name: Vec<u8>,
+    /// Where its rows are, if it has some: the place of its group among the parts.
+    part: Option<usize>,
+}
+
+/// The changes of a group of tables.
+#[derive(Debug, Default)]
+struct Part {
+    group: String,
+    maps: Vec<u8>,
+    rows: Vec<u8>,
+    /// Where the last row event begins.
+    last_row: usize,
 }
 
 /// An event without its checksum.
@@ -107,6 +158,17 @@ struct Plain<'a> {
 }
 
 impl Merger {
+    /// One that merges nothing yet.
+    pub(super) fn new(merge: &Merge) -> Self {
+        Self {
+            groups: merge.groups.clone(),
+            lanes: merge.lanes,
+            clock: 0,
+            batch: Batch::default(),
+            opened: vec![],
+        }
+    }
+
     /// Offers a whole transaction as the log has it. It is taken in, or nothing has changed.
     ///
     /// # Errors
@@ -123,101 +185,189 @@ impl Merger {
         if !self.batch.can_take(&plain, checksum) {
             return Ok(Offer::Later);
         }
-        self.batch.add(gtid, &plain, checksum);
+        self.batch.add(gtid, &plain, checksum, self.lanes, &self.groups)?;
         Ok(Offer::Taken)
     }
 
-    /// The name under which what is merged now is known to the target, if something is.
-    pub(super) fn name(&self) -> Option<TxId> {
-        self.batch.first
-    }
-
-    /// Hands out the events of what is merged, in order, and begins anew.
+    /// Hands out what is merged, in order, and begins anew.
     ///
     /// # Errors
-    /// Those of `put`.
-    pub(super) fn flush(&mut self, mut put: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
-        let batch = &mut self.batch;
-        if batch.first.is_some() {
-            batch.end_statement();
-            for events in [&mut batch.start, &mut batch.maps, &mut batch.rows, &mut batch.end] {
-                seal(events, batch.checksum, &mut put)?;
+    /// Corrupt, if a GTID event is not what a server writes.
+    pub(super) fn flush(&mut self) -> Result<Vec<Merged>> {
+        let batch = std::mem::take(&mut self.batch);
+        let Some(checksum) = batch.checksum else { return Ok(vec![]) };
+        let lanes = batch.lanes();
+        let (last, before) = (lanes.len().saturating_sub(1), self.clock);
+        let mut merged = vec![];
+        for (n, (start, parts)) in batch.starts.iter().zip(&lanes).enumerate() {
+            self.clock += 1;
+            let mut events = vec![];
+            let (head, gtid) = &start.gtid;
+            let gtid = with_clock(head, gtid, before, self.clock)?;
+            let gtid = Event { head: *head, body: &gtid };
+            gtid.append(batch.log_pos, checksum, &mut events);
+            events.extend_from_slice(&start.begin);
+            for part in parts {
+                events.extend_from_slice(&part.maps);
+            }
+            let mut last_row = 0;
+            for part in parts {
+                last_row = events.len() + part.last_row;
+                events.extend_from_slice(&part.rows);
+            }
+            // All row events are one statement.
+            let end = events.get_mut(last_row + HEAD_BYTES..).unwrap_or_default();
+            set_flags(end, batch.flags | STATEMENT_END);
+            let xid = Event { head: Head::parse(&batch.end)?, body: body(&batch.end, checksum)? };
+            let log_pos = if n == last { xid.head.log_pos } else { batch.log_pos };
+            xid.append(log_pos, checksum, &mut events);
+            seal(&mut events, checksum)?;
+            merged.push((start.name, events));
+        }
+        Ok(merged)
+    }
+
+    /// The GTID event of a transaction that goes out as it is: everything before it has to be
+    /// committed by then, and everything later waits for it.
+    ///
+    /// # Errors
+    /// Corrupt, if it is not what a server writes.
+    pub(super) fn alone(&mut self, gtid: &[u8], checksum: Checksum) -> Result<Vec<u8>> {
+        let head = Head::parse(gtid)?;
+        let written = with_clock(&head, body(gtid, checksum)?, self.clock, self.clock + 1)?;
+        self.clock += 1;
+        let mut event = event::build(head, &written, checksum);
+        seal(&mut event, checksum)?;
+        Ok(event)
+    }
+
+    /// Takes note of what a transaction that goes out as it is may do to the groups.
+    ///
+    /// # Errors
+    /// Corrupt, if it is not what a server writes.
+    pub(super) fn note(&mut self, transaction: &[u8], checksum: Checksum) -> Result<()> {
+        for event in read(transaction, checksum)? {
+            if event.head.kind != kind::TRANSACTION_PAYLOAD {
+                self.groups.note_event(&event.head, event.body, true)?;
+            } else if open(event.body, &mut self.opened)? {
+                for event in read(&self.opened, Checksum::None)? {
+                    self.groups.note_event(&event.head, event.body, true)?;
+                }
+            } else {
+                self.groups.doubt();
             }
         }
-        batch.clear();
         Ok(())
+    }
+
+    /// The same for the first part of an event, which may be `whole`.
+    ///
+    /// # Errors
+    /// Corrupt, if it is not what a server writes.
+    pub(super) fn note_part(&mut self, head: &Head, part: &[u8], whole: bool) -> Result<()> {
+        self.groups.note_event(head, part.get(HEAD_BYTES..).unwrap_or_default(), whole)
     }
 }
 
 impl Batch {
     /// Whether a transaction can become part of it. An empty one takes any.
     fn can_take(&self, plain: &Plain<'_>, checksum: Checksum) -> bool {
-        if self.first.is_none() {
+        if self.transactions == 0 {
             return true;
         }
-        let bytes: usize = plain.rows.iter().map(|event| event.body.len()).sum();
         let same_table = |(number, name, map): &(u64, &[u8], Event<'_>)| {
             // One number for two definitions, or two numbers for one table: it was changed.
-            let definition = self.tables.get(number).and_then(|at| self.maps.get(at.clone()));
-            definition.is_none_or(|definition| definition == map.body)
+            let known = self.tables.get(number);
+            known
+                .is_none_or(|table| body(&table.map, checksum).is_ok_and(|known| known == map.body))
                 && self.numbers.get(*name).is_none_or(|known| known == number)
         };
         self.transactions < BATCH_TRANSACTIONS
-            && self.rows.len() + bytes <= BATCH_BYTES
+            && self.bytes + plain.bytes() <= BATCH_BYTES
             && self.checksum == Some(checksum)
             && self.session == plain.session
             && self.flags == plain.flags
             && plain.maps.iter().all(same_table)
     }
 
-    fn add(&mut self, gtid: TxId, plain: &Plain<'_>, checksum: Checksum) {
-        if self.first.is_none() {
-            self.first = Some(gtid);
+    fn add(
+        &mut self,
+        name: TxId,
+        plain: &Plain<'_>,
+        checksum: Checksum,
+        lanes: usize,
+        groups: &Groups,
+    ) -> Result<()> {
+        if self.transactions == 0 {
             self.checksum = Some(checksum);
             self.session.extend_from_slice(plain.session);
             self.flags = plain.flags;
             self.log_pos = plain.gtid.head.log_pos;
-            for event in [plain.gtid, plain.begin] {
-                event.append(self.log_pos, checksum, &mut self.start);
-            }
+        }
+        if self.starts.len() < lanes {
+            let gtid = (plain.gtid.head, plain.gtid.body.to_vec());
+            let mut begin = vec![];
+            plain.begin.append(self.log_pos, checksum, &mut begin);
+            self.starts.push(Start { name, gtid, begin });
         }
         self.transactions += 1;
+        self.bytes += plain.bytes();
         for (number, name, map) in &plain.maps {
             let Entry::Vacant(new) = self.tables.entry(*number) else { continue };
-            let at = self.maps.len() + HEAD_BYTES;
-            map.append(self.log_pos, checksum, &mut self.maps);
-            new.insert(at..at + map.body.len());
+            let mut event = vec![];
+            map.append(self.log_pos, checksum, &mut event);
+            new.insert(Table { map: event, name: name.to_vec(), part: None });
             self.numbers.insert(name.to_vec(), *number);
         }
+        let log_pos = self.log_pos;
         for event in &plain.rows {
-            self.last_row = self.rows.len();
-            event.append(self.log_pos, checksum, &mut self.rows);
-            let body = self.rows.get_mut(self.last_row + HEAD_BYTES..).unwrap_or_default();
+            let (number, _) = row_head(event.body)?;
+            let part = self.part_of(number, groups)?;
+            part.last_row = part.rows.len();
+            event.append(log_pos, checksum, &mut part.rows);
+            let body = part.rows.get_mut(part.last_row + HEAD_BYTES..).unwrap_or_default();
             set_flags(body, plain.flags);
         }
         self.end.clear();
         plain.xid.append(plain.log_pos, checksum, &mut self.end);
+        Ok(())
     }
 
-    /// All row events are one statement.
-    fn end_statement(&mut self) {
-        let last = self.rows.get_mut(self.last_row + HEAD_BYTES..).unwrap_or_default();
-        set_flags(last, self.flags | STATEMENT_END);
+    /// Where the rows of the table of this number go.
+    fn part_of(&mut self, number: u64, groups: &Groups) -> Result<&mut Part> {
+        let unknown = || Error::bug("a row of a table that is not known");
+        let table = self.tables.get_mut(&number).ok_or_else(unknown)?;
+        let at = match table.part {
+            Some(at) => at,
+            None => {
+                let group = groups.of(&table.name);
+                let at = self.parts.iter().position(|part| part.group == group);
+                let at = at.unwrap_or(self.parts.len());
+                if at == self.parts.len() {
+                    self.parts.push(Part { group, ..Part::default() });
+                }
+                table.part = Some(at);
+                let part = self.parts.get_mut(at).ok_or_else(unknown)?;
+                part.maps.extend_from_slice(&table.map);
+                at
+            }
+        };
+        self.parts.get_mut(at).ok_or_else(unknown)
     }
 
-    /// Empties it, and keeps its memory.
-    fn clear(&mut self) {
-        self.first = None;
-        self.checksum = None;
-        self.transactions = 0;
-        for bytes in
-            [&mut self.start, &mut self.maps, &mut self.rows, &mut self.end, &mut self.session]
-        {
-            bytes.clear();
+    /// Which parts go out together: as many as there are names for, about equally much in each.
+    fn lanes(&self) -> Vec<Vec<&Part>> {
+        let mut parts: Vec<&Part> = self.parts.iter().collect();
+        parts.sort_by_key(|part| std::cmp::Reverse(part.rows.len()));
+        let count = self.starts.len().min(parts.len());
+        let mut lanes: Vec<(usize, Vec<&Part>)> = vec![(0, vec![]); count];
+        for part in parts {
+            if let Some((bytes, lane)) = lanes.iter_mut().min_by_key(|(bytes, _)| *bytes) {
+                *bytes += part.rows.len();
+                lane.push(part);
+            }
         }
-        self.tables.clear();
-        self.numbers.clear();
-        self.last_row = 0;
+        lanes.into_iter().map(|(_, lane)| lane).collect()
     }
 }
 
@@ -228,6 +378,11 @@ impl Event<'_> {
 }
 
 impl<'a> Plain<'a> {
+    /// How long the bodies of its row events are.
+    fn bytes(&self) -> usize {
+        self.rows.iter().map(|event| event.body.len()).sum()
+    }
+
     /// Reads a transaction; `None` if it is anything but row changes of transactional tables.
     fn read(
         transaction: &'a [u8],
@@ -383,21 +538,14 @@ fn set_flags(body: &mut [u8], flags: u16) {
     }
 }
 
-/// Gives consecutive events their checksums and hands them out.
-fn seal(
-    mut events: &mut [u8],
-    checksum: Option<Checksum>,
-    put: &mut impl FnMut(&[u8]) -> Result<()>,
-) -> Result<()> {
-    while !events.is_empty() {
+/// Gives consecutive events their checksums.
+fn seal(mut events: &mut [u8], checksum: Checksum) -> Result<()> {
+    while checksum == Checksum::Crc32 && !events.is_empty() {
         let length = Head::parse(events)?.length as usize;
         let (event, rest) = std::mem::take(&mut events)
             .split_at_mut_checked(length)
             .ok_or_else(|| Error::bug("merged events that do not fit"))?;
-        if checksum == Some(Checksum::Crc32) {
-            renew_crc(event);
-        }
-        put(event)?;
+        renew_crc(event);
         events = rest;
     }
     Ok(())

@@ -63,6 +63,7 @@ mod baseline;
 mod check;
 mod dump;
 mod events;
+mod groups;
 mod half;
 mod inspect;
 mod load;

@@ -10,7 +10,7 @@
 
 use super::accounts::identifier;
 use super::baseline::SYSTEM_SCHEMAS;
-use super::{ask, half};
+use super::{ask, groups, half};
 use crate::error::{Class, Error, Result};
 use mysql_async::Conn;
 
@@ -57,14 +57,7 @@ pub fn check_databases(names: &[String]) -> Result<()> {
 /// # Errors
 /// Refused, with the tables on both sides.
 pub(super) async fn check_foreign_keys(conn: &mut Conn, wanted: &[String]) -> Result<()> {
-    let keys: Vec<(String, String, String, String)> = ask::rows(
-        conn,
-        "SELECT DISTINCT TABLE_SCHEMA, TABLE_NAME, REFERENCED_TABLE_SCHEMA, REFERENCED_TABLE_NAME \
-         FROM information_schema.KEY_COLUMN_USAGE \
-         WHERE REFERENCED_TABLE_SCHEMA IS NOT NULL AND REFERENCED_TABLE_SCHEMA <> TABLE_SCHEMA",
-        || "read the foreign keys".into(),
-    )
-    .await?;
+    let keys = groups::foreign_keys(conn).await?;
     let out = keys.iter().find(|(from, _, to, _)| wanted.contains(from) && !wanted.contains(to));
     let Some((schema, table, other, parent)) = out else { return Ok(()) };
     Err(Error::refused(format!(

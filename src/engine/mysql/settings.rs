@@ -13,6 +13,11 @@ use mysql_async::Conn;
 /// How much each worker of a MariaDB may have waiting, in bytes.
 const QUEUED_BYTES: &str = "16777216";
 
+/// How many workers of a target apply.
+pub(super) fn workers() -> usize {
+    std::thread::available_parallelism().map_or(4, usize::from).clamp(4, 64)
+}
+
 /// Sets one for good.
 pub(super) async fn set_global(conn: &mut Conn, name: &str, value: &str) -> Result<()> {
     ask::run(conn, format!("SET GLOBAL {name} = {value}"), || format!("set {name} = {value}")).await
@@ -28,23 +33,26 @@ pub(super) struct Globals {
 
 impl Globals {
     /// Settings for the time of the replay. `running` is whether the target is a server that has
-    /// settings of its own, `by_place` whether the log has transactions without GTIDs, and `merge`
-    /// whether the target gets them merged.
+    /// settings of its own, `by_place` whether the log has transactions without GTIDs, and `lanes`
+    /// how many merged transactions the target gets to apply at once, if it gets them merged.
     pub(super) async fn for_replay(
         &mut self,
         conn: &mut Conn,
         family: Family,
         running: bool,
         by_place: bool,
-        merge: bool,
+        lanes: Option<usize>,
     ) -> Result<()> {
-        let workers = std::thread::available_parallelism().map_or(4, usize::from).clamp(4, 64);
-        let (workers, largest) = (workers.to_string(), LARGEST_PACKET.to_string());
+        let workers = lanes.unwrap_or_else(workers).to_string();
+        let largest = LARGEST_PACKET.to_string();
         match family {
             Family::MySql => {
-                // The logical clock of merged transactions is not that of the log.
-                let workers = if merge { "1" } else { workers.as_str() };
-                self.change(conn, "replica_parallel_workers", workers).await?;
+                self.change(conn, "replica_parallel_workers", &workers).await?;
+                if lanes.is_some() {
+                    // What may be applied at once is in the clock. Later servers know no other type.
+                    let name = "replica_parallel_type";
+                    self.change_if_known(conn, name, "LOGICAL_CLOCK").await?;
+                }
                 self.change(conn, "replica_max_allowed_packet", &largest).await?;
                 self.change(conn, "replica_pending_jobs_size_max", &largest).await?;
                 // Not there before 8.4; what the source allowed is to be allowed here.

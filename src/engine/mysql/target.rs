@@ -15,13 +15,15 @@ use super::apply::{self, Names};
 use super::events::States;
 use super::executed::Executed;
 use super::flavor::Family;
+use super::groups::Groups;
 use super::half::{self, Half};
 use super::load::resume::{self, Whole};
 use super::load::{self, Accounts, Baseline, Rights};
+use super::merge::Merge;
 use super::preflight::{Attempt, GoesOn};
 use super::serve::{Identity, ReplaySource};
 use super::server::{LARGEST_PACKET, ScratchServer, Setup};
-use super::settings::{Globals, set_global};
+use super::settings::{Globals, set_global, workers};
 use super::walk::Program;
 use super::{
     ask, baseline, canary, check, digest, inspect, only, preflight, replay, sql, standing, tools,
@@ -318,6 +320,7 @@ impl MysqlTarget {
         cut: &Cut,
     ) -> Result<Applied> {
         let (listen, family) = (self.listen(), self.family);
+        let (by_place, is_merged) = (self.by_place(), self.way.is_merged());
         let is_running = matches!(self.place, Place::Running(_));
         let conn = self.session()?;
         if is_running {
@@ -328,8 +331,8 @@ impl MysqlTarget {
         let replica_id = replica_id.ok_or_else(|| Error::bug("the target has no server_id"))?;
         let base: Executed = baseline.position.gtids.parse()?;
         let events = States::read(conn).await?;
-        let by_place = self.by_place();
-        let merge = self.way.is_merged();
+        let merge = if is_merged { Some(merge(conn).await?) } else { None };
+        let lanes = merge.as_ref().map(|merge| merge.lanes);
         let mut program = Program { log, cut: cut.clone(), base, events, by_place, merge };
         if family == Family::MariaDb {
             program.find_place().await?;
@@ -347,7 +350,7 @@ impl MysqlTarget {
             by_place,
         };
         let source = ReplaySource::bind(listen, identity, replica_id, program).await?;
-        self.make_fast().await?;
+        self.make_fast(lanes).await?;
         let address = self.reachable(source.address()?).await?;
         let conn = self.session()?;
         let served = source.served();
@@ -356,9 +359,9 @@ impl MysqlTarget {
             replay::start(conn, family, &source, address, from).await?;
             let all = replay::wait(conn, family, served).await?;
             replay::end(conn).await?;
-            if merge {
-                // Of those that were merged the target has the name of the first one only. It is
-                // looked at before all names are set: afterwards they prove nothing.
+            if is_merged {
+                // Of those that were merged the target has the names of the first ones only. They
+                // are looked at before all names are set: afterwards they prove nothing.
                 standing::compare(conn, family, &all.named).await?;
                 standing::take_over(conn, family, &all.gtids.to_string()).await?;
             }
@@ -380,7 +383,7 @@ impl MysqlTarget {
 
     /// Applies the log over an ordinary connection.
     async fn apply_as_sql(&mut self, program: &Program) -> Result<Applied> {
-        self.make_fast().await?;
+        self.make_fast(None).await?;
         let names = if self.way.gtids { Names::Kept } else { Names::New };
         let Place::Running(endpoint) = &self.place else {
             return Err(Error::bug("a folder's log is applied by its own server"));
@@ -425,15 +428,16 @@ impl MysqlTarget {
         error.context(format!("replay into {}", self.at()))
     }
 
-    /// Settings for the time of the replay.
-    async fn make_fast(&mut self) -> Result<()> {
+    /// Settings for the time of the replay. `lanes` is how many merged transactions the target gets
+    /// to apply at once, if it gets them merged.
+    async fn make_fast(&mut self, lanes: Option<usize>) -> Result<()> {
         if !self.way.admin {
             return Ok(());
         }
         let (running, by_place) = (matches!(self.place, Place::Running(_)), self.by_place());
         let conn = self.session.as_mut().ok_or_else(|| Error::bug("no connection"))?;
         let globals = &mut self.globals;
-        globals.for_replay(conn, self.family, running, by_place, self.way.is_merged()).await
+        globals.for_replay(conn, self.family, running, by_place, lanes).await
     }
 
     /// Where to listen for the target: where only this host gets to, unless told otherwise.
@@ -698,6 +702,15 @@ async fn check_partial_revokes(conn: &mut Conn, at: &str, source: bool) -> Resul
         .hint("SET PERSIST partial_revokes = OFF")),
         (target, source) => Ok(source && !target),
     }
+}
+
+/// How transactions are merged for a target that has its baseline.
+async fn merge(conn: &mut Conn) -> Result<Merge> {
+    let groups = Groups::read(conn).await?;
+    // What it can never apply at once needs no other worker.
+    let lanes = if groups == Groups::One { 1 } else { workers() };
+    tracing::info!("merged transactions go in over {lanes} lanes");
+    Ok(Merge { groups, lanes })
 }
 
 /// Whether transactions of this log can be merged.

@@ -10,6 +10,7 @@
 use super::event::{self, Checksum, FormatDescription, GtidEvent, Head, MAGIC, Query, body, kind};
 use super::events::States;
 use super::executed::{Executed, TxId};
+use super::merge::Merge;
 use super::stream::{End, Part, Splitter, Track};
 use crate::clock::Timestamp;
 use crate::error::{Error, Result};
@@ -32,8 +33,8 @@ pub(super) struct Program {
     pub(super) events: States,
     /// Whether transactions are told apart by their places, as not all of them have GTIDs.
     pub(super) by_place: bool,
-    /// Whether a replica gets small transactions merged into larger ones.
-    pub(super) merge: bool,
+    /// How a replica gets small transactions merged into larger ones, if it does.
+    pub(super) merge: Option<Merge>,
 }
 
 impl Program {
@@ -84,8 +85,8 @@ pub(super) struct Served {
     pub(super) applied: Applied,
     /// Everything executed at the cut.
     pub(super) gtids: Executed,
-    /// The same as a target tells it that got this log: of transactions that were merged, only the
-    /// first is known to it.
+    /// The same as a target tells it that got this log: of transactions that were merged, only
+    /// the first ones are known to it.
     pub(super) named: Executed,
     /// The scheduled events at the cut.
     pub(super) events: States,

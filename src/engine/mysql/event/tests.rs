@@ -50,6 +50,34 @@ fn a_real_tagged_gtid_event_is_understood() {
     assert_eq!(gtid.transaction_length, 276);
 }
 
+#[rstest]
+#[case(GTID)]
+#[case(TAGGED)]
+fn a_clock_is_changed_and_nothing_else(#[case] event: &str) {
+    let event = hex(event);
+    let head = Head::parse(&event).unwrap();
+    let before = body(&event, Checksum::Crc32).unwrap();
+    let parsed = GtidEvent::parse(&head, before).unwrap();
+    for (last_committed, sequence_number) in [(0, 1), (63, 64), (8191, 8200), (1 << 40, i64::MAX)] {
+        let written = with_clock(&head, before, last_committed, sequence_number).unwrap();
+        let expected = GtidEvent { last_committed, sequence_number, ..parsed };
+        assert_eq!(GtidEvent::parse(&head, &written).unwrap(), expected);
+        let back = (parsed.last_committed, parsed.sequence_number);
+        assert_eq!(with_clock(&head, &written, back.0, back.1).unwrap(), before);
+    }
+    for end in 0..before.len() {
+        drop(with_clock(&head, &before[..end], 1, 2));
+    }
+}
+
+#[test]
+fn a_transaction_of_an_old_server_gets_no_clock() {
+    let event = hex(GTID);
+    let head = Head::parse(&event).unwrap();
+    let old = &event[HEAD_BYTES..HEAD_BYTES + 25];
+    assert_eq!(with_clock(&head, old, 1, 2).unwrap(), old);
+}
+
 #[test]
 fn a_replicated_transaction_has_two_commit_times() {
     let mut event = hex(GTID);

@@ -27,7 +27,7 @@ fn walked(cut: Cut, log: &[u8]) -> Result<u64> {
     let base = format!("{}:1-2", uuid()).parse()?;
     let nothing: OpenLog = Arc::new(|| mpsc::channel(1).1);
     let events = States::default();
-    let program = Program { log: nothing, cut, base, events, by_place: false, merge: false };
+    let program = Program { log: nothing, cut, base, events, by_place: false, merge: None };
     let mut walk = Walk::new(&program);
     assert!(!walk.open(&Position::new(LOG, 0), &Bytes::new())?);
     for piece in log.chunks(50) {
