@@ -210,6 +210,8 @@ async fn a_good_archive_passes_and_a_wrong_count_fails() {
         assert!(found[0].0 == "passed" && !found[0].1.starts_with('0'), "{found:?}");
     }
     assert_eq!(found(&report, 1, "baseline")[0].0, "passed");
+    // Nobody asked for a canary.
+    assert!(found(&report, 0, "canary").is_empty() && found(&report, 1, "canary").is_empty());
     let types = found(&report, 1, "types");
     // The last key may be on either side of an instant that is known by samples.
     assert!(types[0].0 == "passed" && types[0].1.contains("1 stream, "), "{types:?}");

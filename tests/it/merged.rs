@@ -3,7 +3,7 @@
 
 use crate::mysql_restore::harness::{
     Moment, OnFolder, Taken, assert_same, baseline, counted, log_of, moment, moment_of, needs,
-    open_log, options, restore,
+    open_log, options, restore, slow_log,
 };
 use crate::support::Mysqld;
 use mysql_async::Conn;
@@ -13,7 +13,7 @@ use pitr::engine::mysql::MysqlTarget;
 use pitr::engine::{Apply, Destination, Endpoint, Target, TargetOptions};
 use pitr::error::Class;
 use pitr::manifest::EngineKind;
-use pitr::record::Cut;
+use pitr::record::{Cut, Piece};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::time::Duration;
@@ -219,6 +219,50 @@ async fn a_folder_gets_merged_transactions_too() {
     let server = OnFolder::start(&dir).await;
     let mut conn = Conn::new(server.opts()).await.unwrap();
     assert_same(&moment_of(&mut conn).await, &then);
+}
+
+#[tokio::test]
+async fn a_replica_that_loses_its_connection_again_and_again_gets_each_group_once() {
+    let (source, taken, then, _) = source_of(6).await;
+    let mut pieces = vec![];
+    for piece in log_of(&source, &taken.meta.position).await {
+        match piece {
+            Piece::Bytes(bytes) => pieces.extend(
+                (0..bytes.len())
+                    .step_by(5_000)
+                    .map(|at| Piece::Bytes(bytes.slice(at..bytes.len().min(at + 5_000)))),
+            ),
+            piece @ Piece::Log { .. } => pieces.push(piece),
+        }
+    }
+    let server = Mysqld::start(&[]).await;
+    let mut to = target(&server);
+    to.preflight(&needs(&source).await).await.unwrap();
+    to.load(&taken.meta, taken.pieces()).await.unwrap();
+    let (log, everything) = (slow_log(pieces, Duration::from_millis(10)), everything());
+    let mut breaks = 0;
+    let trouble = async {
+        let mut conn = server.conn().await;
+        loop {
+            tokio::time::sleep(Duration::from_millis(40)).await;
+            let channels: Vec<mysql_async::Row> = conn.query("SHOW REPLICA STATUS").await.unwrap();
+            let is_on = |row: &mysql_async::Row| {
+                row.get::<String, _>("Replica_IO_Running").is_some_and(|state| state == "Yes")
+            };
+            if breaks < 8 && channels.iter().any(is_on) {
+                conn.query_drop("STOP REPLICA IO_THREAD").await.unwrap();
+                conn.query_drop("START REPLICA IO_THREAD").await.unwrap();
+                breaks += 1;
+            }
+        }
+    };
+    let applied = tokio::select! {
+        applied = to.replay(&taken.meta, log, &everything) => applied.unwrap(),
+        never = trouble => never,
+    };
+    assert!(breaks >= 3, "{breaks} breaks");
+    to.finish(&applied).await.unwrap();
+    assert_same(&moment(&server).await, &then);
 }
 
 #[tokio::test]

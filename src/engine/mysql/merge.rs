@@ -182,6 +182,8 @@ impl Merger {
         let Some(plain) = Plain::read(transaction, checksum, &mut self.opened)? else {
             return Ok(Offer::NotPlain);
         };
+        // It may be sent with its GTID event, of which the clock is rewritten then.
+        with_clock(&plain.gtid.head, plain.gtid.body, 0, 1)?;
         if !self.batch.can_take(&plain, checksum) {
             return Ok(Offer::Later);
         }

@@ -47,9 +47,9 @@ const BASE: &str = "appendonly.aof.1.base.rdb";
 /// The length at which the next increment file begins.
 const INCREMENT_BYTES: u64 = 64 << 20;
 
-/// How many databases the restored server has at least. The baseline does not say how many it needs
-/// without being parsed, and what is known of the source may be older than it; a server with too few
-/// of them refuses to start, and idle ones cost nothing.
+/// How many databases the restored server has where it is not known how many the source had, or
+/// whether that was enough for the baseline: a server with too few of them refuses to start, and idle
+/// ones cost nothing.
 const DATABASES_MIN: u32 = 1024;
 
 /// How much is read at once when everything is checked.
@@ -79,8 +79,12 @@ impl RedisFolder {
     /// Takes what the source was besides its data.
     pub(super) fn is_to_be(&mut self, setup: Option<&Setup>) {
         self.setup = setup.cloned();
-        let databases = setup.and_then(|setup| setup::shaping(setup).1);
-        self.databases = databases.unwrap_or(0).max(DATABASES_MIN);
+        self.databases = setup.and_then(|setup| setup::shaping(setup).1).unwrap_or(DATABASES_MIN);
+    }
+
+    /// Has at least this database: what is known of the source may be older than its keys.
+    pub(super) fn make_room(&mut self, database: u32) {
+        self.databases = self.databases.max(database.saturating_add(1));
     }
 
     fn append_dir(&self) -> PathBuf {
@@ -175,7 +179,12 @@ impl RedisFolder {
         // The cut may go through a record, of which the beginning was written already.
         file.cut(whole).await?;
         file.close().await?;
-        self.databases = self.databases.max(replay.db_max().saturating_add(1));
+        let counted = baseline.contents.as_ref().map(|contents| &contents.databases);
+        let highest = match counted {
+            Some(counted) => counted.iter().map(|database| database.number).max(),
+            None => Some(DATABASES_MIN - 1),
+        };
+        self.make_room(replay.db_max().max(highest.unwrap_or(0)));
         self.write_configuration()?;
         self.unknown_commands = replay.unknown_commands();
         Ok(replay.finish().await)

@@ -49,6 +49,8 @@ struct Copied {
     keys: u64,
     lapsed: u64,
     before: u64,
+    /// The highest database with keys.
+    highest: u32,
 }
 
 impl RedisPart {
@@ -152,6 +154,7 @@ impl RedisPart {
                 let copied = self.copy(&mut from, &new.endpoint.clone()).await?;
                 rewrite(&mut Control::connect(&new.endpoint).await?).await?;
                 new.shut_down().await?;
+                folder.make_room(copied.highest);
                 folder.finish_filled().await?;
                 (copied, dir.display().to_string())
             }
@@ -180,7 +183,7 @@ impl RedisPart {
             let functions: Vec<u8> = from.ask(&["FUNCTION", "DUMP"]).await?;
             writer.write(cmd("FUNCTION").arg("RESTORE").arg(functions)).await?;
         }
-        let mut copied = Copied::default();
+        let mut copied = Copied { highest: most, ..Copied::default() };
         let now_ms = writer.home.time().await?.as_micros().div_euclid(1000);
         for (db, _) in databases {
             let () = from.ask(&["SELECT", &db.to_string()]).await?;
