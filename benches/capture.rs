@@ -33,13 +33,7 @@ const RUNS: usize = 3;
 
 fn main() {
     tokio::runtime::Runtime::new().unwrap().block_on(async {
-        let megabytes: u64 =
-            std::env::var("PITR_BENCH_MB").map_or(500, |text| text.parse().unwrap());
-        let source = Mysqld::start(&["--max-binlog-size=1G"]).await;
-        println!("writing {megabytes} MB of binlog");
-        workload::prepare(&source, 8, 1000).await;
-        workload::until_binlog(&source, megabytes << 20).await;
-        let (file, size) = workload::current_binlog(&source).await;
+        let (source, file, size) = workload::large_binlog().await;
         let scratch = tempfile::tempdir().unwrap();
         let (mut stock, mut cdc, mut ours) = (Vec::new(), Vec::new(), Vec::new());
         for run in 0..RUNS {

@@ -22,19 +22,13 @@ mod workload;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Instant;
-use support::{Mysqld, Pitr};
+use support::Pitr;
 
 const RUNS: usize = 3;
 
 fn main() {
     tokio::runtime::Runtime::new().unwrap().block_on(async {
-        let megabytes: u64 =
-            std::env::var("PITR_BENCH_MB").map_or(500, |text| text.parse().unwrap());
-        let source = Mysqld::start(&["--max-binlog-size=1G"]).await;
-        println!("writing {megabytes} MB of binlog");
-        workload::prepare(&source, 8, 1000).await;
-        workload::until_binlog(&source, megabytes << 20).await;
-        let (_, size) = workload::current_binlog(&source).await;
+        let (source, _, size) = workload::large_binlog().await;
         let pitr = Pitr::new(&[("bench", source.url())]);
         workload::capture(&source, size, &pitr.archive()).await;
         let mut segments: Vec<PathBuf> = std::fs::read_dir(pitr.archive().join("bench/t0001"))

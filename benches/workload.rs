@@ -127,8 +127,19 @@ pub(crate) async fn transactions(
     run(source, load, tables, rows, async |count| count >= transactions).await;
 }
 
+/// A server with a binlog of `PITR_BENCH_MB` MB; with the name of the file and its size.
+pub(crate) async fn large_binlog() -> (Mysqld, String, u64) {
+    let megabytes: u64 = std::env::var("PITR_BENCH_MB").map_or(500, |text| text.parse().unwrap());
+    let source = Mysqld::start(&["--max-binlog-size=1G"]).await;
+    println!("writing {megabytes} MB of binlog");
+    prepare(&source, 8, 1000).await;
+    until_binlog(&source, megabytes << 20).await;
+    let (file, size) = current_binlog(&source).await;
+    (source, file, size)
+}
+
 /// Runs small transactions until the current binlog has `bytes` bytes.
-pub(crate) async fn until_binlog(source: &Mysqld, bytes: u64) {
+async fn until_binlog(source: &Mysqld, bytes: u64) {
     run(source, Load::Small, 8, 1000, async |_| current_binlog(source).await.1 >= bytes).await;
 }
 
